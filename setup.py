@@ -1,0 +1,5 @@
+"""Builds the package; everything static stands in pyproject.toml."""
+
+from setuptools import setup
+
+setup()
