@@ -31,6 +31,14 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
-# What a block prints must not depend on the blocks of another page.
-doctest_global_setup = "import torch; torch.manual_seed(0)"
+# A block prints the same each time, and no solve in it fails unnoticed.
+doctest_global_setup = """
+import warnings
+
+import torch
+import torch_picard
+
+torch.manual_seed(0)
+warnings.simplefilter("error", torch_picard.ConvergenceWarning)
+"""
 doctest_default_flags = doctest.ELLIPSIS | doctest.DONT_ACCEPT_TRUE_FOR_1
