@@ -1,0 +1,182 @@
+"""GMRES on leaves, every segment a system of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .space import Leaves, Space, add, sub
+
+_TINY = 1e-300
+
+
+class KrylovResult(NamedTuple):
+    """What GMRES found; arrays are per segment [S].
+
+    ``residual`` is |b - A x| as GMRES knows it, ``history`` the same after
+    each product, ``inverse_norm`` 1/sigma_min of the last projected matrix
+    (how large |A^{-1}| is on the space that was seen, from below), and
+    ``picard`` |b - A b|/|b|, what one step x <- x + b would have left.
+    """
+
+    x: Leaves
+    residual: np.ndarray
+    products: int
+    history: list[np.ndarray]
+    inverse_norm: np.ndarray
+    picard: np.ndarray
+
+
+def gmres(
+    product: Callable[[Leaves], Leaves],
+    b: Leaves,
+    space: Space,
+    target: np.ndarray,
+    *,
+    max_products: int,
+    restart: int = 20,
+) -> KrylovResult:
+    """Solve A x = b to |b - A x| <= target, per segment.
+
+    Classical GMRES with restarts; written in functional tensor operations,
+    so it is differentiable where ``product`` is. Scalars of the Arnoldi
+    process are float64.
+
+    Args:
+        product: v -> A v on leaves in the dtype of the algebra.
+        b: right-hand side.
+        target: [S] absolute tolerances.
+        max_products: products with A allowed.
+        restart: basis vectors kept before a restart.
+
+    Source: Saad and Schultz, SIAM J. Sci. Stat. Comput. 7, 1986.
+    """
+    x = tuple(torch.zeros_like(t) for t in b)
+    rest = b
+    spent = 0
+    residual = _host(space.norm(b))
+    history = [residual]
+    inverse = np.zeros_like(residual)
+    picard = None
+    while spent < max_products and not _met(residual, target):
+        budget = min(restart, max_products - spent)
+        dx, used, inner, inverse, first = _cycle(
+            product, rest, space, target, budget
+        )
+        picard = first if picard is None else picard
+        spent += used
+        history += inner
+        x = add(x, dx)
+        residual = inner[-1]
+        if _met(residual, target) or spent >= max_products:
+            break
+        rest = sub(rest, product(dx))
+        spent += 1
+        if not (_host(space.norm(rest)) < history[-1 - used]).any():
+            break  # a whole cycle gained nothing anywhere
+        residual = _host(space.norm(rest))
+        history.append(residual)
+    if picard is None:
+        picard = np.zeros_like(residual)
+    return KrylovResult(x, residual, spent, history, inverse, picard)
+
+
+def _cycle(
+    product: Callable[[Leaves], Leaves],
+    b: Leaves,
+    space: Space,
+    target: np.ndarray,
+    budget: int,
+) -> tuple[Leaves, int, list[np.ndarray], np.ndarray, np.ndarray]:
+    """One Arnoldi run of up to ``budget`` products."""
+    beta = space.dot(b, b).sqrt()
+    basis = [space.scale(_reciprocal(beta), b)]
+    columns: list[list[Tensor]] = []
+    givens = _Givens(_host(beta), budget)
+    history: list[np.ndarray] = []
+    for j in range(budget):
+        w = product(basis[j])
+        column = [space.dot(v, w) for v in basis]
+        for c, v in zip(column, basis):
+            w = space.axpy(-c, v, w)
+        for i, v in enumerate(basis):  # a second pass keeps it orthogonal
+            c = space.dot(v, w)
+            column[i] = column[i] + c
+            w = space.axpy(-c, v, w)
+        height = space.dot(w, w).clamp(min=0).sqrt()
+        column.append(height)
+        columns.append(column)
+        history.append(givens.push(np.stack([_host(c) for c in column])))
+        if _met(history[-1], target) or j + 1 == budget:
+            break
+        basis.append(space.scale(_reciprocal(height), w))
+    y, inverse = _least_squares(columns, beta)
+    dx = tuple(torch.zeros_like(t) for t in b)
+    for j in range(len(columns)):
+        dx = space.axpy(y[:, j].to(space.dtype), basis[j], dx)
+    picard = np.hypot(1 - _host(columns[0][0]), _host(columns[0][1]))
+    return dx, len(columns), history, inverse, picard
+
+
+class _Givens:
+    """The residual of the growing least-squares problem, on the host."""
+
+    def __init__(self, beta: np.ndarray, budget: int):
+        self.rotations: list[tuple[np.ndarray, np.ndarray]] = []
+        self.rest = beta
+
+    def push(self, column: np.ndarray) -> np.ndarray:
+        """column [j+2, S]: rotate it, and return the new residual [S]."""
+        h = column.copy()
+        for i, (c, s) in enumerate(self.rotations):
+            h[i], h[i + 1] = c * h[i] + s * h[i + 1], c * h[i + 1] - s * h[i]
+        radius = np.hypot(h[-2], h[-1])
+        safe = np.where(radius > 0, radius, 1.0)
+        c = np.where(radius > 0, h[-2] / safe, 1.0)
+        s = h[-1] / safe
+        self.rotations.append((c, s))
+        self.rest = np.abs(s) * self.rest
+        return self.rest
+
+
+def _least_squares(
+    columns: list[list[Tensor]], beta: Tensor
+) -> tuple[Tensor, np.ndarray]:
+    """y [S, m] of min |beta e_1 - H y|, and 1/sigma_min(H) [S]."""
+    m = len(columns)
+    zero = torch.zeros_like(beta)
+    rows = [
+        torch.stack(c + [zero] * (m + 1 - len(c)), dim=1) for c in columns
+    ]
+    h = torch.stack(rows, dim=2).double()  # [S, m+1, m]
+    # Segments that broke down early have zero columns: a ridge at rounding
+    # level keeps the factorisation, and its derivative, defined.
+    scale = torch.linalg.matrix_norm(h, keepdim=True).clamp(min=_TINY)
+    ridge = torch.finfo(torch.float64).eps * scale
+    eye = torch.eye(m, dtype=h.dtype, device=h.device)
+    q, r = torch.linalg.qr(torch.cat([h, ridge * eye], dim=1))
+    rhs = q[:, 0, :, None] * beta.double()[:, None, None]
+    y = torch.linalg.solve_triangular(r, rhs, upper=True)
+    with torch.no_grad():
+        sigma = torch.linalg.svdvals(torch.nan_to_num(h))[:, -1]
+    with np.errstate(divide="ignore"):
+        return y[:, :, 0], 1 / sigma.cpu().numpy()
+
+
+def _reciprocal(c: Tensor) -> Tensor:
+    """1/c, and 0 for 0."""
+    safe = torch.where(c > 0, c, torch.ones_like(c))
+    return torch.where(c > 0, 1 / safe, torch.zeros_like(c))
+
+
+def _met(residual: np.ndarray, target: np.ndarray) -> bool:
+    # NaN cannot improve, so it must not keep the others running
+    return bool(((residual <= target) | ~np.isfinite(residual)).all())
+
+
+def _host(t: Tensor) -> np.ndarray:
+    return t.detach().cpu().double().numpy()

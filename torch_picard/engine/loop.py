@@ -1,0 +1,160 @@
+"""The one loop that every method, segment layout and gradient mode runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .methods.base import Method
+from .monitor import FixedCount, Monitor
+from .operator import Evaluator
+from .point import Point, secant
+from .solution import Solution, error_estimate, observed_rate
+from .space import Leaves, Space, tree_map
+from .status import Status
+
+
+def iterate(
+    evaluate: Evaluator,
+    method: Method,
+    x: Leaves,
+    carry: Any,
+    *,
+    max_iter: int,
+    watch: FixedCount | Monitor,
+    callback: Callable[[int, Any, Tensor], Any] | None = None,
+) -> tuple[Leaves, Solution]:
+    """Evaluate, judge, step; until every segment has ended or ``max_iter``
+    evaluations are spent. Returns the leaves and a Solution without value."""
+    space = evaluate.space
+    here = previous = None
+    budget = evaluate.count + max_iter
+    while evaluate.count < budget and not watch.done:
+        previous, here = here, Point(space, x, evaluate(x))
+        watch.observe(here, previous)
+        if callback is not None and not watch.done:
+            k = len(watch.history) - 1
+            if callback(k, space.pack(x), here.residual):
+                watch.stop()
+        if watch.done:
+            x_next = x
+        else:
+            left = budget - evaluate.count
+            x_next, carry = method.step(evaluate, here, carry, left)
+        x = watch.settle(x_next, x)
+    assert here is not None
+    if isinstance(watch, FixedCount):
+        solution = _counted(space, watch, here, previous)
+    else:
+        if not watch.done:
+            watch.exhaust(here, previous)
+            x = watch.settle(x, x)
+        solution = _judged(space, watch)
+    solution.evaluations = evaluate.count
+    solution.info = method.report(carry)
+    solution.method_state = (type(method), tree_map(torch.detach, carry))
+    return x, solution
+
+
+def _counted(
+    space: Space, watch: FixedCount, here: Point, previous: Point | None
+) -> Solution:
+    """Everything stays on the device."""
+    history = torch.stack(watch.history)
+    counts = torch.full_like(history[0], len(watch.history), dtype=torch.long)
+    last = counts - 1
+    status = Status.STOPPED if watch.done else Status.MAX_ITER
+    unknown = torch.full_like(history[0], torch.inf)
+    step = slope = unknown
+    if previous is not None:
+        step, slope = secant(space, here, previous)
+    return _solution(
+        status=torch.full_like(counts, int(status)),
+        iterations=last if watch.done else counts,
+        residual=history[-1],
+        history=history,
+        last=last,
+        step=step,
+        slope=slope,
+    )
+
+
+def _judged(space: Space, watch: Monitor) -> Solution:
+    """From the host's arrays to tensors on the device of the state."""
+
+    def real(array):
+        return torch.as_tensor(array, dtype=space.dtype, device=space.device)
+
+    def count(array):
+        return torch.as_tensor(array, dtype=torch.long, device=space.device)
+
+    solution = _solution(
+        status=count(watch.status),
+        iterations=count(watch.iterations),
+        residual=real(watch.residual),
+        history=torch.stack([real(r) for r in watch.history]),
+        last=count(watch.last),
+        step=real(watch.step),
+        slope=real(watch.slope),
+    )
+    # The bound is about the last iterate; these return an earlier one.
+    moved = (
+        (solution.status == Status.DIVERGED)
+        | (solution.status == Status.STAGNATED)
+        | (solution.status == Status.NONFINITE)
+    )
+    solution.error_bound[moved] = torch.inf
+    return solution
+
+
+def _solution(
+    *,
+    status: Tensor,
+    iterations: Tensor,
+    residual: Tensor,
+    history: Tensor,
+    last: Tensor,
+    step: Tensor,
+    slope: Tensor,
+) -> Solution:
+    return Solution(
+        value=None,
+        status=status,
+        iterations=iterations,
+        evaluations=0,
+        residual=residual,
+        residual_history=history,
+        rate=observed_rate(history, last),
+        error_bound=error_estimate(history, last, residual, step, slope),
+    )
+
+
+def linear_solution(
+    space: Space,
+    status: Any,
+    products: int,
+    residual: Any,
+    history: list[Any],
+) -> Solution:
+    """A Solution for a linear solve that was not made by the loop."""
+
+    def real(array):
+        return torch.as_tensor(array, dtype=space.dtype, device=space.device)
+
+    status = torch.as_tensor(status, dtype=torch.long, device=space.device)
+    table = torch.stack([real(r) for r in history])
+    unknown = torch.full_like(table[0], torch.inf)
+    solution = _solution(
+        status=status,
+        iterations=torch.full_like(status, products),
+        residual=real(residual),
+        history=table,
+        last=torch.full_like(status, len(history) - 1),
+        step=unknown,
+        slope=unknown,
+    )
+    solution.evaluations = products
+    return solution

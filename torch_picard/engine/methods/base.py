@@ -1,0 +1,99 @@
+"""What a method is: a small frozen dataclass with ``init`` and ``step``."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..operator import Evaluator
+from ..point import Point
+from ..space import Leaves, Space
+
+
+class Method:
+    """One way to choose x_{k+1}. Subclasses are frozen dataclasses whose
+    fields are the options; what changes during a solve is the *carry*, a
+    structure of tensors.
+    """
+
+    #: non-finite evaluations in a row that ``step`` can take back
+    patience: ClassVar[int] = 0
+
+    def init(self, space: Space) -> Any:
+        """The carry before the first step."""
+        return None
+
+    def resume(self, carry: Any, space: Space) -> Any:
+        """The carry of an earlier solve, made fit for a new one."""
+        return carry
+
+    def step(
+        self, evaluate: Evaluator, here: Point, carry: Any, left: int
+    ) -> tuple[Leaves, Any]:
+        """x_{k+1} and the new carry, from x_k and P(x_k).
+
+        ``left`` evaluations remain; a method that spends some itself keeps
+        one for measuring the next residual.
+        """
+        raise NotImplementedError
+
+    def report(self, carry: Any) -> dict[str, Tensor]:
+        """What goes to ``Solution.info``."""
+        return {}
+
+
+def smooth(here: Point, alpha: float | Tensor) -> Leaves:
+    """alpha*x + (1-alpha)*P(x): alpha weights the OLD state."""
+    if not isinstance(alpha, Tensor):
+        if alpha == 0:
+            return here.z
+        return tuple(
+            torch.lerp(a, b, 1 - alpha) for a, b in zip(here.x, here.z)
+        )
+    return tuple(
+        torch.lerp(a, b, (1 - alpha).to(a).expand_as(a))
+        for a, b in zip(here.x, here.z)
+    )
+
+
+def check_alpha(alpha: float | Tensor) -> None:
+    """0 <= alpha < 1, for a number or every entry of a tensor."""
+    if isinstance(alpha, Tensor):
+        if torch.compiler.is_compiling():
+            return
+        low, high = alpha.min().item(), alpha.max().item()
+    elif isinstance(alpha, (int, float)) and not isinstance(alpha, bool):
+        low = high = alpha
+    else:
+        raise TypeError(
+            f"alpha must be a number or a Tensor, got {type(alpha).__name__}"
+        )
+    if not (low >= 0 and high < 1):
+        raise ValueError(
+            "alpha weights the old state and must be in [0, 1), got "
+            f"{low if low == high else (low, high)}; alpha = 1 would never "
+            "move"
+        )
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """An int that is at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """A finite number above 0."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number:
+        raise TypeError(
+            f"{name} must be a number, got {type(value).__name__}"
+        )
+    if not 0 < value < float("inf"):
+        raise ValueError(
+            f"{name} must be positive and finite, got {value}"
+        )

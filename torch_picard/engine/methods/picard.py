@@ -1,0 +1,49 @@
+"""Smoothed Picard iteration: Algorithm 1 of the paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..operator import Evaluator
+from ..point import Point
+from ..space import Leaves
+from .base import Method, check_alpha, smooth
+
+
+@dataclass(frozen=True, eq=False)
+class Picard(Method):
+    r"""Smoothed Picard iteration.
+
+    .. math::
+        x_{k+1} = \alpha x_k + (1-\alpha) P(x_k)
+
+    ``alpha`` weights the OLD state. With :math:`L` the Lipschitz constant of
+    P, residuals fall by :math:`q = \alpha + (1-\alpha)L` or better; at
+    :math:`L = 1` any :math:`0 < \alpha < 1` still converges in a Hilbert
+    space (Krasnoselskii-Mann), :math:`\alpha = 0` need not. For maps that
+    are triangular in time (autoregression, diffusion) ``alpha=0`` is exact
+    after finitely many steps.
+
+    Args:
+        alpha: in [0, 1); a number, or a Tensor that broadcasts to the state
+            and may be learned. (default: :obj:`0.5`)
+
+    Source: Zappala et al. 2023, Algorithm 1.
+    """
+
+    alpha: float | Tensor = 0.5
+
+    def __post_init__(self):
+        check_alpha(self.alpha)
+
+    def init(self, space):
+        check_alpha(self.alpha)  # a learnable one moves after construction
+        return None
+
+    def step(
+        self, evaluate: Evaluator, here: Point, carry: Any, left: int
+    ) -> tuple[Leaves, Any]:
+        return smooth(here, self.alpha), carry

@@ -1,0 +1,88 @@
+"""The last few differences of iterates, and small systems built on them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..space import Leaves, Space, sub
+
+
+class Secants(NamedTuple):
+    """Columns dx_j = x_j - x_{j-1} and df_j = f_j - f_{j-1}, oldest first.
+
+    ``valid`` [S, m] says which columns a segment may use.
+    """
+
+    previous: tuple[Leaves, Leaves] | None
+    dx: tuple[Leaves, ...]
+    df: tuple[Leaves, ...]
+    valid: Tensor
+
+    @property
+    def stored(self) -> int:
+        return len(self.dx)
+
+    def push(
+        self, x: Leaves, f: Leaves, rejected: Tensor, window: int
+    ) -> Secants:
+        """With the newest difference; without the oldest beyond ``window``,
+        and without any on the segments that had a step rejected."""
+        if self.previous is None:
+            return self._replace(previous=(x, f))
+        drop = max(self.stored + 1 - window, 0)
+        new = torch.ones_like(self.valid[:, :1])
+        if not self.stored:
+            new = torch.ones_like(rejected)[:, None]
+        valid = torch.cat([self.valid[:, drop:], new], dim=1)
+        return Secants(
+            (x, f),
+            (*self.dx[drop:], sub(x, self.previous[0])),
+            (*self.df[drop:], sub(f, self.previous[1])),
+            valid & ~rejected[:, None],
+        )
+
+
+def no_secants(space: Space) -> Secants:
+    valid = torch.zeros(
+        space.size, 0, dtype=torch.bool, device=space.device
+    )
+    return Secants(None, (), (), valid)
+
+
+def dots(space: Space, columns: tuple[Leaves, ...], v: Leaves) -> Tensor:
+    """<column_j, v> as float64 [S, m]."""
+    found = [space.dot(column, v) for column in columns]
+    return torch.stack(found, dim=1).double()
+
+
+def extend(old: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """An [S, m, m] table with one more row [S, m+1] and column [S, m+1]
+    (``row[-1]`` is the corner); rows and columns beyond m, the oldest ones,
+    are dropped."""
+    keep = row.size(1) - 1
+    drop = old.size(1) - keep
+    old = old[:, drop:, drop:]
+    top = torch.cat([old, column[:, :-1, None]], dim=2)
+    return torch.cat([top, row[:, None, :]], dim=1)
+
+
+def solve(
+    matrix: Tensor, rhs: Tensor, length: Tensor, usable: Tensor, ridge: float
+) -> Tensor:
+    """Solve the systems [S, m, m] y = rhs after scaling column j to length 1
+    (``length`` [S, m]); y is 0 where a column is not usable, and everywhere
+    on a segment whose system is singular."""
+    usable = usable & (length > 0) & torch.isfinite(length)
+    one, zero = torch.ones_like(rhs), torch.zeros_like(rhs)
+    length = torch.where(usable, length, one)
+    scaled = matrix / (length[:, :, None] * length[:, None, :])
+    pairs = usable[:, :, None] & usable[:, None, :]
+    eye = torch.eye(rhs.size(1), dtype=rhs.dtype, device=rhs.device)
+    scaled = torch.where(pairs, scaled + ridge * eye, eye)
+    rhs = torch.where(usable, rhs / length, zero)
+    y = torch.linalg.solve_ex(scaled, rhs)[0] / length
+    sound = usable & torch.isfinite(y).all(dim=1, keepdim=True)
+    return torch.where(sound, y, zero)

@@ -1,0 +1,243 @@
+"""Watching residuals: who has converged, who never will.
+
+One host transfer an evaluation, of the residuals and norms of all segments;
+all decisions are then numpy on the host. The fixed-count watch makes none
+and never leaves the device.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .point import Point, secant
+from .space import Leaves, Space
+from .status import Status
+
+ACTIVE = -1
+
+#: A residual this many times the best one is not a transient any more.
+BLOW_UP = 1e8
+#: The same at the end of the evaluations, if it rose all along the last half.
+STILL_RISING = 1e3
+#: Evaluations over which an unchanging (or periodic) residual is a stall.
+STALL_WINDOW = 20
+#: The same for a residual that jitters without getting anywhere.
+JITTER_WINDOW = 50
+
+
+class FixedCount:
+    """rtol = atol = 0: record residuals on the device, decide nothing."""
+
+    def __init__(self) -> None:
+        self.history: list[Tensor] = []
+        self.done = False
+
+    def observe(self, here: Point, previous: Point | None) -> None:
+        self.history.append(here.residual)
+
+    def settle(self, x_next: Leaves, x: Leaves) -> Leaves:
+        return x_next
+
+    def stop(self) -> None:
+        self.done = True
+
+
+class Monitor:
+    """Per-segment bookkeeping of a solve that stops by itself.
+
+    Args:
+        rtol, atol: converged when r <= atol + rtol*|P(x)|; ``atol`` may be
+            an array [S].
+        patience: non-finite evaluations in a row that the method can take
+            back; one more is the end.
+
+    Attributes:
+        status: int array [S], ``ACTIVE`` or a :class:`Status`.
+        residual: array [S], of the iterate that would be returned.
+        iterations: int array [S], updates behind that iterate.
+        last: int array [S], the last evaluation in which it was active.
+        step, slope: arrays [S], |dx| and |dx|/|df| of its last update.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        rtol: float,
+        atol: float | np.ndarray,
+        patience: int = 0,
+    ):
+        self.space, self.rtol, self.atol = space, rtol, atol
+        self.patience = patience
+        size = space.size
+        occupied = space.segments.occupied()
+        self.status = np.full(size, ACTIVE)
+        if occupied is not None:
+            self.status[~occupied.numpy()] = Status.CONVERGED
+        self.residual = np.where(self.status == ACTIVE, np.nan, 0.0)
+        self.iterations = np.zeros(size, dtype=np.int64)
+        self.last = np.zeros(size, dtype=np.int64)
+        self.step = np.full(size, np.inf)
+        self.slope = np.full(size, np.inf)
+        self.history: list[np.ndarray] = []
+        self._best = np.full(size, np.inf)
+        self._best_x: Leaves = space.start
+        self._largest = np.zeros(size)
+        self._scale = np.full(size, np.nan)
+        self._nonfinite = np.zeros(size, dtype=np.int64)
+        self._to_best = np.zeros(size, dtype=bool)
+        self._mask: Tensor | None = None
+
+    @property
+    def active(self) -> np.ndarray:
+        return self.status == ACTIVE
+
+    @property
+    def done(self) -> bool:
+        return not self.active.any()
+
+    def observe(self, here: Point, previous: Point | None) -> None:
+        """Judge x_k by r(x_k) and |P(x_k)|."""
+        both = torch.cat([here.residual, self.space.norm(here.z)])
+        r, norm = both.cpu().double().numpy().reshape(2, -1)
+        active, k = self.active, len(self.history)
+        r = np.where(active, r, self.residual)
+        self.history.append(r)
+        self.residual = r
+        self.last[active] = self.iterations[active] = k
+        finite = np.isfinite(r) & np.isfinite(norm)
+        self._scale = np.where(
+            np.isnan(self._scale) & finite, norm, self._scale
+        )
+        self._largest = np.fmax(self._largest, np.where(finite, r, 0.0))
+        self._keep_best(here.x, active & finite & (r < self._best))
+
+        # Written so that NaN passes nowhere.
+        here.target = self.atol + self.rtol * norm
+        passed = finite & (r <= here.target)
+        if k > 0:
+            passed &= self._earned(r)
+        self._nonfinite = np.where(finite, 0, self._nonfinite + 1)
+        self._end(passed, Status.CONVERGED)
+        self._end(self._nonfinite > self.patience, Status.NONFINITE)
+        self._end(finite & (r > BLOW_UP * self._best), Status.DIVERGED)
+        if k >= STALL_WINDOW and k % 5 == 0:
+            self._end(self._stalled(), Status.STAGNATED)
+        finished = active & ~self.active
+        if finished.any():
+            self._mask = None
+            self._measure(here, previous, finished)
+            self._return_best(finished & (self.status != Status.CONVERGED))
+
+    def settle(self, x_next: Leaves, x: Leaves) -> Leaves:
+        """x_next where active; what is to be returned where finished."""
+        if self._to_best.any():
+            x = self.space.where(self._tensor(self._to_best), self._best_x, x)
+            self._to_best[:] = False
+        active = self.active
+        if active.all():
+            return x_next
+        if not active.any():
+            return x
+        if self._mask is None:
+            self._mask = self._tensor(active)
+        return self.space.where(self._mask, x_next, x)
+
+    def stop(self) -> None:
+        """The caller asked to stop; every segment keeps its iterate."""
+        self._end(self.active, Status.STOPPED)
+
+    def exhaust(self, here: Point, previous: Point | None) -> None:
+        """No evaluation is left."""
+        active = self.active
+        self._measure(here, previous, active)
+        self._end(self._nonfinite > 0, Status.NONFINITE)
+        self._end(self._still_rising(), Status.DIVERGED)
+        self._return_best(active & ~self.active)
+        self.iterations[self.active] = len(self.history)
+        self._end(self.active, Status.MAX_ITER)
+
+    def _end(self, mask: np.ndarray, status: Status) -> None:
+        self.status[mask & self.active] = status
+
+    def _keep_best(self, x: Leaves, improved: np.ndarray) -> None:
+        if not improved.any():
+            return
+        if improved[self.active].all():
+            self._best_x = x  # iterates are never written to: no copy
+        else:
+            mask = self._tensor(improved)
+            self._best_x = self.space.where(mask, x, self._best_x)
+        self._best = np.where(improved, self.residual, self._best)
+
+    def _return_best(self, mask: np.ndarray) -> None:
+        """These return their best iterate, so report that one."""
+        if not mask.any():
+            return
+        table = np.stack(self.history)
+        at = np.argmin(np.where(np.isfinite(table), table, np.inf), axis=0)
+        best = table[at, np.arange(table.shape[1])]
+        self.iterations = np.where(mask, at, self.iterations)
+        self.residual = np.where(mask, best, self.residual)
+        self._to_best |= mask
+
+    def _measure(
+        self, here: Point, previous: Point | None, mask: np.ndarray
+    ) -> None:
+        if previous is None or not mask.any():
+            return
+        step, slope = secant(self.space, here, previous)
+        self.step = np.where(mask, step.cpu().numpy(), self.step)
+        self.slope = np.where(mask, slope.cpu().numpy(), self.slope)
+
+    def _tensor(self, mask: np.ndarray) -> Tensor:
+        return torch.from_numpy(mask.copy()).to(self.space.device)
+
+    def _earned(self, r: np.ndarray) -> np.ndarray:
+        """A relative test may not be passed by growth of P(x) alone: x + 1
+        drifts, its residual never falls, and r/|P(x)| goes to 0."""
+        at_start = r <= self.atol + self.rtol * self._scale
+        return at_start | (r <= 0.5 * self._largest)
+
+    def _still_rising(self) -> np.ndarray:
+        window = max(10, len(self.history) // 2)
+        if len(self.history) <= window:
+            return np.zeros_like(self.active)
+        tail = np.stack(self.history[-window - 1 :])
+        with np.errstate(invalid="ignore"):
+            rising = (np.diff(tail, axis=0) > 0).all(axis=0)
+            return rising & (tail[-1] > STILL_RISING * self._best)
+
+    def _stalled(self) -> np.ndarray:
+        tail = np.stack(self.history[-STALL_WINDOW - 1 :])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            stalled = self._periodic(tail)
+            if len(self.history) > JITTER_WINDOW:
+                tail = np.stack(self.history[-JITTER_WINDOW:])
+                stalled |= self._jitters(tail)
+        return stalled
+
+    def _periodic(self, tail: np.ndarray) -> np.ndarray:
+        """The residual is constant, or repeats with a period of up to 6."""
+        found = np.zeros(tail.shape[1], dtype=bool)
+        half = tail.shape[0] // 2
+        for period in range(1, 7):
+            shift = period * (half // period)
+            change = np.abs(tail[shift:] - tail[:-shift])
+            found |= (change <= 1e-6 * tail[shift:]).all(axis=0)
+        return found
+
+    def _jitters(self, tail: np.ndarray) -> np.ndarray:
+        """No better than before the window, no trend, and rough: rounding
+        noise or chaos. Smooth transients of non-normal maps are not."""
+        half = tail.shape[0] // 2
+        before = np.stack(self.history[: -tail.shape[0] + 1]).min(axis=0)
+        trend = tail[half:].mean(axis=0) / tail[:half].mean(axis=0)
+        turns = np.diff(np.sign(np.diff(tail, axis=0)), axis=0) != 0
+        return (
+            (tail.min(axis=0) >= 0.99 * before)
+            & (trend > 0.9)
+            & (trend < 2.0)
+            & (turns.sum(axis=0) >= 10)
+        )

@@ -1,0 +1,188 @@
+"""The operator as the engine sees it: leaves in, leaves out, counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
+
+from .randomness import FrozenRandomness, ReplayedDraws
+from .space import Leaves, Space
+
+
+class Evaluator:
+    """Evaluates P on leaves under the caller's autocast with randomness
+    frozen, checks what comes back, and counts.
+
+    Args:
+        operator: the user's x -> P(x).
+        space: structure of the state.
+        checkpointed: recompute P in the backward pass instead of storing
+            what is inside it.
+    """
+
+    def __init__(
+        self,
+        operator: Callable[[Any], Any],
+        space: Space,
+        checkpointed: bool = False,
+    ):
+        self.operator = operator
+        self.space = space
+        self.checkpointed = checkpointed
+        #: evaluations of P, each jvp and vjp included
+        self.count = 0
+        self.compiling = torch.compiler.is_compiling()
+        self._autocast = None
+        if self.compiling:
+            self._draws = ReplayedDraws()
+        else:
+            self._frozen = FrozenRandomness(space.device)
+            if torch.is_autocast_enabled(space.device.type):
+                self._autocast = _autocast(space.device.type)
+
+    def __call__(self, x: Leaves) -> Leaves:
+        """P(x)."""
+        first = self.count == 0
+        self.count += 1
+        if self.compiling:
+            self._draws.begin(first)
+            with self._draws:
+                return self._image(x)
+        if self.checkpointed and torch.is_grad_enabled():
+            return checkpoint(
+                self._apply, *x, use_reentrant=False, preserve_rng_state=False
+            )
+        return self._apply(*x)
+
+    def _apply(self, *x: Tensor) -> Leaves:
+        if self._frozen.idle and self._autocast is None:
+            return self._guarded(x)
+        with ExitStack() as stack:
+            stack.enter_context(self._frozen())
+            if self._autocast is not None:
+                stack.enter_context(self._autocast())
+            return self._guarded(x)
+
+    def _guarded(self, x: Leaves) -> Leaves:
+        """An operator that writes into x would make the residual a lie."""
+        if any(t.is_inference() for t in x):
+            return self._image(x)
+        versions = [t._version for t in x]
+        z = self._image(x)
+        if versions != [t._version for t in x]:
+            raise ValueError(
+                "operator changed its argument in place; it must return a "
+                "new Tensor (replace x.add_(y) by x + y, and buffers that "
+                "are reused between calls by fresh ones)"
+            )
+        return z
+
+    def _image(self, x: Leaves) -> Leaves:
+        space = self.space
+        return space.image(self.operator(space.pack(x)))
+
+    def linearize(self, x: Leaves) -> Callable[[Leaves], Leaves]:
+        """v -> P'(x) v. One evaluation a product."""
+        if torch.is_grad_enabled():
+            return _DoubleBackward(self, x)
+        return _ForwardMode(self, x)
+
+
+class _ForwardMode:
+    """P'(x) v by dual numbers; by two reverse passes where an operation of
+    P has no forward derivative."""
+
+    def __init__(self, evaluate: Evaluator, x: Leaves):
+        self.evaluate, self.x = evaluate, x
+        self._fallback: _DoubleBackward | None = None
+
+    def __call__(self, v: Leaves) -> Leaves:
+        if self._fallback is None:
+            try:
+                return self._dual(v)
+            except (NotImplementedError, RuntimeError) as error:
+                if not _lacks_forward_mode(error):
+                    raise
+                with torch.enable_grad():
+                    self._fallback = _DoubleBackward(self.evaluate, self.x)
+        return tuple(t.detach() for t in self._fallback(v))
+
+    def _dual(self, v: Leaves) -> Leaves:
+        v = self.evaluate.space.lower(v)
+        with forward_ad.dual_level():
+            dual = tuple(
+                forward_ad.make_dual(a.detach(), b) for a, b in zip(self.x, v)
+            )
+            out = [forward_ad.unpack_dual(t) for t in self.evaluate(dual)]
+            tangents = [
+                torch.zeros_like(t.primal) if t.tangent is None else t.tangent
+                for t in out
+            ]
+        return self.evaluate.space.lift(tuple(tangents))
+
+
+class _DoubleBackward:
+    """P'(x) v as the derivative of w -> P'(x)^T w, differentiable again."""
+
+    def __init__(self, evaluate: Evaluator, x: Leaves):
+        self.evaluate = evaluate
+        self.differentiable = any(t.requires_grad for t in x)
+        with torch.enable_grad():
+            # x + 0 keeps the graph of x and gives a point to derive at
+            self.x = tuple(
+                t + 0 if t.requires_grad else t.detach().requires_grad_()
+                for t in x
+            )
+            self.z = evaluate(self.x)
+            evaluate.count -= 1  # paid for by the first product
+            self.w = tuple(
+                torch.zeros_like(t, requires_grad=True) for t in self.z
+            )
+            self.transposed = pullback(self.z, self.x, self.w, True)
+
+    def __call__(self, v: Leaves) -> Leaves:
+        self.evaluate.count += 1
+        space = self.evaluate.space
+        with torch.enable_grad():
+            out = pullback(self.transposed, self.w, space.lower(v), True)
+        return space.lift(out)
+
+
+def pullback(
+    z: Leaves, x: Leaves, w: Leaves, create_graph: bool = False
+) -> Leaves:
+    """(dz/dx)^T w, with zeros where z does not depend on x."""
+    pairs = [(a, b) for a, b in zip(z, w) if a.requires_grad]
+    if not pairs:
+        return tuple(torch.zeros_like(t) for t in x)
+    grads = torch.autograd.grad(
+        [a for a, _ in pairs],
+        x,
+        [b for _, b in pairs],
+        retain_graph=True,
+        create_graph=create_graph,
+        allow_unused=True,
+    )
+    return tuple(
+        torch.zeros_like(t) if g is None else g for t, g in zip(x, grads)
+    )
+
+
+def _autocast(device: str) -> Callable[[], torch.autocast]:
+    """The caller's autocast, to be entered around P wherever it is called."""
+    dtype = torch.get_autocast_dtype(device)
+    cache = torch.is_autocast_cache_enabled()
+    return lambda: torch.autocast(device, dtype=dtype, cache_enabled=cache)
+
+
+def _lacks_forward_mode(error: Exception) -> bool:
+    text = str(error).lower()
+    return any(
+        hint in text for hint in ("forward ad", "forward-mode", "jvp")
+    )

@@ -1,0 +1,126 @@
+"""What a solve returns."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .status import ConvergenceError, ConvergenceWarning, Status
+
+
+@dataclass(repr=False, eq=False)
+class Solution:
+    """Result of :func:`fixed_point`. S segments, K recorded evaluations.
+
+    Attributes:
+        value: the state, in the structure of ``x0``.
+        status: [S] long, values of :class:`Status`.
+        iterations: [S] long, updates behind the returned iterate: k if
+            ``value`` is x_k.
+        evaluations: evaluations of P that were spent, each Jacobian product
+            included, and the one that attaches an implicit or truncated
+            gradient.
+        residual: [S], ``|P(x) - x|`` in l2, of ``value``. For MAX_ITER
+            the last one measured, r(x_{n-1}).
+        residual_history: [K, S], r(x_k). A finished segment repeats its
+            last value.
+        rate: [S], observed factor per iteration, the geometric mean of the
+            last (up to 5) ratios of residuals. NaN after one evaluation.
+        error_bound: [S], estimate of ``|x - x*|``: the larger of the
+            a-posteriori bound of Banach's theorem (Theorem 2 of the paper)
+            with the last ratio of residuals as the contraction factor, and
+            the residual times the last ``|dx|/|df|``, f = P(x) - x. Infinite where nothing supports a bound. It is an
+            estimate, not a certificate.
+        info: what the method has to report, by name, each [S]; see there.
+        backward: the :class:`Solution` of the linear solve behind the
+            implicit gradient (``value=None``), after ``backward()``.
+    """
+
+    value: Any
+    status: Tensor
+    iterations: Tensor
+    evaluations: int
+    residual: Tensor
+    residual_history: Tensor
+    rate: Tensor
+    error_bound: Tensor
+    info: dict[str, Tensor] = field(default_factory=dict)
+    method_state: Any = None
+    backward: Solution | None = None
+
+    @property
+    def converged(self) -> Tensor:
+        """[S] bool."""
+        return self.status == Status.CONVERGED
+
+    def raise_for_status(self) -> Solution:
+        """Raise :class:`ConvergenceError` unless every segment converged or
+        was stopped by the callback; otherwise return ``self``."""
+        if self._failed().any():
+            raise ConvergenceError(self.describe(), self)
+        return self
+
+    def describe(self) -> str:
+        """One line an outcome: how many segments, the worst residual, what
+        to try."""
+        lines = []
+        for code in self.status.unique().tolist():
+            mask = self.status == code
+            residual = self.residual[mask].max().item()
+            lines.append(
+                f"{int(mask.sum())} of {mask.numel()} "
+                f"(residual up to {residual:.3g}): {Status(code)}"
+            )
+        return (
+            f"fixed_point, {self.evaluations} evaluations:\n  "
+            + "\n  ".join(lines)
+        )
+
+    def __repr__(self) -> str:
+        return f"<Solution {self.describe()}>"
+
+    def _failed(self) -> Tensor:
+        done = self.status == Status.STOPPED
+        return ~(done | self.converged)
+
+    def report(self, on_failure: str, stacklevel: int) -> None:
+        """Carry out ``on_failure``."""
+        if on_failure == "ignore" or not self._failed().any():
+            return
+        if on_failure == "raise":
+            raise ConvergenceError(self.describe(), self)
+        warnings.warn(
+            self.describe(), ConvergenceWarning, stacklevel=stacklevel + 1
+        )
+
+
+def observed_rate(history: Tensor, last: Tensor) -> Tensor:
+    """Geometric mean of the last (up to 5) ratios of residuals, [S].
+
+    Args:
+        history: [K, S] residuals.
+        last: [S] long, index of each segment's last own entry.
+    """
+    span = last.clamp(max=5)
+    end = history.gather(0, last[None])[0]
+    start = history.gather(0, (last - span)[None])[0]
+    rate = (end / start) ** (1.0 / span.clamp(min=1))
+    rate = torch.where(end == 0, torch.zeros_like(rate), rate)
+    return torch.where(span == 0, torch.full_like(rate, torch.nan), rate)
+
+
+def error_estimate(
+    history: Tensor, last: Tensor, residual: Tensor, step: Tensor, slope: Tensor
+) -> Tensor:
+    """See ``Solution.error_bound``. ``step`` and ``slope`` as by
+    :func:`secant`, [S]; the others as in :func:`observed_rate`."""
+    end = history.gather(0, last[None])[0]
+    ratio = end / history.gather(0, (last - 1).clamp(min=0)[None])[0]
+    bound = torch.maximum(step * ratio / (1 - ratio), residual * slope)
+    known = (last > 0) & (ratio < 1) & torch.isfinite(bound)
+    bound = torch.where(known, bound, torch.full_like(bound, torch.inf))
+    return torch.where(residual == 0, torch.zeros_like(bound), bound)

@@ -1,0 +1,234 @@
+"""``fixed_point``: check, iterate, attach a gradient, report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .gradients import Gradient, Implicit, OneStep, Phantom, Unrolled
+from .implicit import attach
+from .loop import iterate
+from .methods import Method, Picard
+from .methods.base import check_count, smooth
+from .monitor import FixedCount, Monitor
+from .operator import Evaluator
+from .point import Point
+from .solution import Solution
+from .space import Leaves, Space, detach, tree_map
+
+
+def fixed_point(
+    operator: Callable[[Any], Any],
+    x0: Any,
+    *,
+    method: Method = Picard(alpha=0.5),
+    max_iter: int = 50,
+    rtol: float = 1e-5,
+    atol: float = 0.0,
+    segments: Any = None,
+    gradient: Gradient = Unrolled(),
+    on_failure: str = "warn",
+    callback: Callable[[int, Any, Tensor], Any] | None = None,
+) -> Solution:
+    r"""Solve x = P(x).
+
+    Stops segment by segment, on the undamped residual
+    :math:`r(x) = |P(x) - x|_2 \le atol + rtol\,|P(x)|_2`. A segment that
+    ended is frozen: its values equal those it gets when solved alone.
+
+    Args:
+        operator: P, any callable x -> P(x) that returns the structure,
+            shapes and dtypes of x. Gradients reach x0, parameters and
+            tensors captured by closure alike. Random masks (dropout) are
+            drawn once and kept for the whole solve and its gradient.
+        x0: a Tensor, or a tuple, list or dict of Tensors, of a real floating
+            dtype; or a :class:`Solution`, whose value and method state are
+            then the start (detached).
+        method: :class:`Picard`, :class:`Anderson`, :class:`Broyden`,
+            :class:`NewtonKrylov` or :class:`Adaptive`.
+            (default: ``Picard(alpha=0.5)``)
+        max_iter: evaluations of P allowed, Jacobian products included.
+        rtol, atol: tolerances. Both 0 is the fixed-count path: exactly
+            ``max_iter`` evaluations, no early stop, no decision on the host,
+            and ``torch.compile(fullgraph=True)`` traces it.
+        segments: what one problem is. :obj:`None`: the whole state is one
+            vector. ``"leading"``: each index of dim 0. A sorted LongTensor
+            [N] (PyG's ``batch``): rows with the same entry; leaves of
+            different dim 0 take a matching structure of such tensors.
+        gradient: :class:`Unrolled`, :class:`Implicit`, :class:`Phantom` or
+            :class:`OneStep`. (default: ``Unrolled()``)
+        on_failure: ``"warn"`` (once a solve), ``"raise"``
+            (:class:`ConvergenceError` carrying the Solution) or
+            ``"ignore"``. The fixed-count path never fails.
+        callback: called as ``callback(k, x_k, residual)``, residual [S],
+            after each evaluation; returning True stops the solve.
+
+    Returns:
+        A :class:`Solution`.
+
+    Raises:
+        ValueError: an option is out of range, ``segments`` does not fit, or
+            P changed shape, dtype, structure or its argument.
+        TypeError: an argument is of the wrong type.
+        ConvergenceError: a segment failed and ``on_failure="raise"``.
+
+    Source: Zappala et al. 2023, equation (1) and Algorithms 1 and 2.
+    """
+    _check(operator, method, max_iter, rtol, atol, gradient, on_failure)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be callable, got {callback!r}")
+    warm = x0 if isinstance(x0, Solution) else None
+    if warm is not None:
+        x0 = tree_map(torch.detach, warm.value)
+    space = Space(x0, segments)
+    checkpointed = isinstance(gradient, Unrolled) and gradient.checkpoint
+    evaluate = Evaluator(operator, space, checkpointed)
+    counted = rtol == 0 and atol == 0
+    watch: FixedCount | Monitor = (
+        FixedCount()
+        if counted
+        else Monitor(space, rtol, atol, method.patience)
+    )
+    carry = _carry(method, space, warm)
+    start = space.start
+
+    def run(x: Leaves) -> tuple[Leaves, Solution]:
+        return iterate(
+            evaluate,
+            method,
+            x,
+            carry,
+            max_iter=max_iter,
+            watch=watch,
+            callback=callback,
+        )
+
+    if isinstance(gradient, Unrolled) or not torch.is_grad_enabled():
+        value, solution = run(start)
+    else:
+        with torch.no_grad():
+            value, solution = run(detach(start))
+        value = _differentiable(
+            gradient, evaluate, value, start, solution, on_failure
+        )
+        solution.evaluations = evaluate.count
+    solution.value = space.pack(value)
+    if not counted:
+        solution.report(on_failure, stacklevel=2)
+    return solution
+
+
+def _differentiable(
+    gradient: Gradient,
+    evaluate: Evaluator,
+    value: Leaves,
+    start: Leaves,
+    solution: Solution,
+    on_failure: str,
+) -> Leaves:
+    """``value`` with the derivative that was asked for."""
+    if isinstance(gradient, Implicit):
+
+        def report(backward: Solution) -> None:
+            solution.backward = backward
+            backward.report(on_failure, stacklevel=3)
+
+        return attach(
+            evaluate, evaluate.space, value, start, gradient, report
+        )
+    if isinstance(gradient, OneStep):
+        gradient = Phantom(steps=1, alpha=0.0)
+    assert isinstance(gradient, Phantom)
+    x = value
+    for _ in range(gradient.steps):
+        x = smooth(Point(evaluate.space, x, evaluate(x)), gradient.alpha)
+    if not any(t.requires_grad for t in (*x, *start)):
+        return value
+    return _Graft.apply(value, len(x), *x, *start)
+
+
+class _Graft(torch.autograd.Function):
+    """The value of one computation with the gradient of another; x0, where
+    the iteration happened to start, gets the gradient zero."""
+
+    @staticmethod
+    def forward(ctx, value: Leaves, n: int, *inputs: Tensor):
+        ctx.n = n
+        ctx.save_for_backward(*inputs[n:])
+        return tuple(t.detach().view_as(t) for t in value)
+
+    @staticmethod
+    def backward(ctx, *g: Tensor):
+        zeros = tuple(torch.zeros_like(t) for t in ctx.saved_tensors)
+        return (None, None, *g, *zeros)
+
+
+def _carry(method: Method, space: Space, warm: Solution | None) -> Any:
+    """A fresh method state, or the one of an earlier solve if it fits."""
+    carry = method.init(space)
+    if warm is None or warm.method_state is None:
+        return carry
+    kind, old = warm.method_state
+    if kind is not type(method) or old is None:
+        return carry
+    if warm.status.numel() != space.size:
+        raise ValueError(
+            f"x0 is a Solution of {warm.status.numel()} segments, but "
+            f"segments makes {space.size}; pass x0=solution.value to start "
+            "from the value alone"
+        )
+    return method.resume(old, space)
+
+
+def _check(
+    operator: Any,
+    method: Any,
+    max_iter: Any,
+    rtol: Any,
+    atol: Any,
+    gradient: Any,
+    on_failure: Any,
+) -> None:
+    if not callable(operator):
+        raise TypeError(
+            f"operator must be callable as x -> P(x), got {operator!r}"
+        )
+    if not isinstance(method, Method):
+        raise TypeError(
+            "method must be an instance such as Picard(alpha=0.5), "
+            f"Anderson() or Broyden(), got {method!r}"
+        )
+    if not isinstance(gradient, Gradient):
+        raise TypeError(
+            "gradient must be Unrolled(), Implicit(), Phantom() or "
+            f"OneStep(), got {gradient!r}"
+        )
+    check_count("max_iter", max_iter)
+    check_tolerances(rtol, atol)
+    check_on_failure(on_failure)
+
+
+def check_tolerances(rtol: Any, atol: Any) -> None:
+    """Both finite and not negative."""
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        number = isinstance(value, (int, float))
+        if not number or isinstance(value, bool):
+            raise TypeError(
+                f"{name} must be a number, got {type(value).__name__}"
+            )
+        if not (value >= 0 and math.isfinite(value)):
+            raise ValueError(
+                f"{name} must be finite and not negative, got {value}"
+            )
+
+
+def check_on_failure(on_failure: Any) -> None:
+    if on_failure not in ("warn", "raise", "ignore"):
+        raise ValueError(
+            "on_failure must be 'warn', 'raise' or 'ignore', got "
+            f"{on_failure!r}"
+        )

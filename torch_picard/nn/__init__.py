@@ -1,0 +1,6 @@
+"""Graph modules: any conv iterated, and a model ready to train."""
+
+from .picard_conv import PicardConv
+from .pign import PIGN
+
+__all__ = ["PIGN", "PicardConv"]

@@ -1,0 +1,293 @@
+"""A graph conv, iterated to its fixed point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.nn.resolver import activation_resolver
+from torch_geometric.typing import Adj
+
+from ..engine import Picard, Solution, Unrolled, fixed_point
+from ..engine.gradients import Gradient
+from ..engine.methods import Method
+from ..engine.methods.base import check_alpha, check_count
+from ..engine.solve import check_on_failure, check_tolerances
+from .invariants import bind
+
+_BACKENDS = ("auto", "native", "scatter", "torch")
+
+
+class PicardConv(torch.nn.Module):
+    r"""Any graph convolution, iterated to a fixed point, from the
+    `"Operator Learning Meets Numerical Analysis: Improving Neural Networks
+    through Iterative Methods" <https://arxiv.org/abs/2310.01618>`_ paper
+    (Algorithm 1).
+
+    .. math::
+        \mathbf{X}^{(k+1)} = \alpha \mathbf{X}^{(k)} + (1 - \alpha)
+        P(\mathbf{X}^{(k)}), \qquad \mathbf{X}^{(0)} = \mathbf{X}
+
+    With :obj:`inject=False` (the paper's literal loop)
+    :math:`P(\mathbf{X}) = \sigma(\mathrm{conv}(\mathbf{X}, \mathcal{E}))`;
+    otherwise :math:`P(\mathbf{X}) = \sigma(\mathrm{conv}(\mathbf{X},
+    \mathcal{E}) + \mathbf{F})` with :math:`\mathbf{F} = \mathbf{X}^{(0)}`
+    or a map of it.
+
+    .. note::
+        :obj:`alpha` weights the *old* state. (In :class:`APPNP` and
+        :class:`GCN2Conv` it weights the initial one.)
+
+    .. warning::
+        Without injection the fixed point of a contracting conv does not
+        depend on the input: iterated to convergence the literal loop
+        forgets it. Use :obj:`inject`, or few iterations.
+
+    Normalisation and self-loops of PyG's GCN- and GAT-like convs are
+    computed once per forward pass, not once per iteration.
+
+    Args:
+        conv (torch.nn.Module): Any conv called as :obj:`conv(x, edge_index,
+            ...)` that keeps the shape of :obj:`x`.
+        alpha (float or torch.Tensor, optional): Weight of the old state, in
+            :math:`[0, 1)`; a :class:`torch.nn.Parameter` is learned.
+            Belongs to :obj:`method=None`. (default: :obj:`0.5`)
+        max_iter (int, optional): Evaluations of :obj:`conv` allowed.
+            (default: :obj:`16`)
+        rtol (float, optional): Relative tolerance on the undamped residual.
+            With :obj:`rtol = atol = 0` exactly :obj:`max_iter` iterations
+            are made. (default: :obj:`1e-4`)
+        atol (float, optional): Absolute tolerance. (default: :obj:`0.0`)
+        inject (bool or torch.nn.Module, optional): Whether the input is
+            added in every iteration; a module is applied to it first.
+            (default: :obj:`False`)
+        activation (str or Callable, optional): :math:`\sigma`.
+            (default: :obj:`None`)
+        method (Method, optional): Another method of :func:`fixed_point`.
+            (default: :obj:`None`, which is :class:`Picard`)
+        gradient (Gradient, optional): How to differentiate the solve.
+            (default: :obj:`None`, which is :class:`Unrolled`)
+        on_failure (str, optional): :obj:`"ignore"`, :obj:`"warn"` or
+            :obj:`"raise"`. (default: :obj:`"ignore"`)
+        backend (str, optional): Kernels to use. (default: :obj:`"auto"`)
+
+    Shapes:
+        - **input:**
+          node features :math:`(|\mathcal{V}|, F)`,
+          edge indices :math:`(2, |\mathcal{E}|)` or an adjacency that
+          :obj:`conv` takes
+        - **output:** node features :math:`(|\mathcal{V}|, F)`, or
+          :math:`((|\mathcal{V}|, F)`, :class:`Solution`:math:`)` if
+          :obj:`return_solution=True`
+
+    Raises:
+        ValueError: An option is out of range, both :obj:`alpha` and
+            :obj:`method` are given, or :obj:`conv` changes the width.
+        TypeError: An option is of the wrong type.
+    """
+
+    def __init__(
+        self,
+        conv: torch.nn.Module,
+        alpha: float | Tensor | None = None,
+        max_iter: int = 16,
+        rtol: float = 1e-4,
+        atol: float = 0.0,
+        *,
+        inject: bool | torch.nn.Module = False,
+        activation: str | Callable[[Tensor], Tensor] | None = None,
+        method: Method | None = None,
+        gradient: Gradient | None = None,
+        on_failure: str = "ignore",
+        backend: str = "auto",
+    ):
+        super().__init__()
+        if not callable(conv):
+            raise TypeError(
+                "conv must be a module called as conv(x, edge_index), got "
+                f"{conv!r}"
+            )
+        if not isinstance(inject, (bool, torch.nn.Module)):
+            raise TypeError(
+                f"inject must be True, False or a Module, got {inject!r}"
+            )
+        if method is not None and alpha is not None:
+            raise ValueError(
+                f"alpha={alpha} belongs to method=None; give it to the "
+                f"method instead, as in {type(method).__name__}(alpha=...)"
+            )
+        if method is not None and not isinstance(method, Method):
+            raise TypeError(
+                f"method must be an instance such as Anderson(), got "
+                f"{method!r}"
+            )
+        if gradient is not None and not isinstance(gradient, Gradient):
+            raise TypeError(
+                f"gradient must be an instance such as Implicit(), got "
+                f"{gradient!r}"
+            )
+        alpha = 0.5 if method is None and alpha is None else alpha
+        if alpha is not None:
+            check_alpha(alpha)
+        check_count("max_iter", max_iter)
+        check_tolerances(rtol, atol)
+        check_on_failure(on_failure)
+        _check_backend(backend)
+        _check_widths(conv)
+        _check_cache(conv)
+
+        self.conv = conv
+        if isinstance(alpha, Tensor) and not isinstance(
+            alpha, torch.nn.Parameter
+        ):
+            self.register_buffer("alpha", alpha)
+        else:
+            self.alpha = alpha
+        self.max_iter = max_iter
+        self.rtol = rtol
+        self.atol = atol
+        self.inject = inject
+        self.activation = activation_resolver(activation) if isinstance(
+            activation, str
+        ) else activation
+        self.method = method
+        self.gradient = gradient
+        self.on_failure = on_failure
+        self.backend = backend
+
+    def reset_parameters(self):
+        r"""Resets all learnable parameters of the module."""
+        for module in (self.conv, self.inject, self.activation):
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: Adj,
+        *args: Any,
+        batch: Tensor | None = None,
+        return_solution: bool = False,
+        **kwargs: Any,
+    ) -> Tensor | tuple[Tensor, Solution]:
+        r"""Runs the forward pass of the module.
+
+        Args:
+            x (torch.Tensor): The node features, and the first iterate.
+            edge_index (torch.Tensor or SparseTensor): The edge indices or
+                adjacency.
+            *args: Further arguments of :obj:`conv`, such as
+                :obj:`edge_weight`.
+            batch (torch.Tensor, optional): The sorted batch vector
+                :math:`\mathbf{b} \in {\{ 0, \ldots, B-1\}}^N`; each graph
+                is then a solve of its own with its own stopping.
+                (default: :obj:`None`)
+            return_solution (bool, optional): If set to :obj:`True`, will
+                also return the :class:`Solution`.
+                (default: :obj:`False`)
+            **kwargs: Further arguments of :obj:`conv`.
+        """
+        if not isinstance(x, Tensor):
+            raise ValueError(
+                "x must be one Tensor [N, F]: a fixed point needs source "
+                f"and target nodes to be the same, got {type(x).__name__}"
+            )
+        conv = bind(self.conv, x, edge_index, args, kwargs)
+        f = self._injected(x)
+
+        def operator(y: Tensor) -> Tensor:
+            z = conv(y)
+            _check_shape(self.conv, y, z)
+            if f is not None:
+                z = z + f
+            return z if self.activation is None else self.activation(z)
+
+        method = self.method
+        if method is None:
+            method = Picard(alpha=self.alpha)
+            if self.rtol == self.atol == 0 and not return_solution:
+                batch = None  # the value does not depend on it
+        solution = fixed_point(
+            operator,
+            x,
+            method=method,
+            max_iter=self.max_iter,
+            rtol=self.rtol,
+            atol=self.atol,
+            segments=batch,
+            gradient=self.gradient or Unrolled(),
+            on_failure=self.on_failure,
+        )
+        if return_solution:
+            return solution.value, solution
+        return solution.value
+
+    def _injected(self, x: Tensor) -> Tensor | None:
+        if isinstance(self.inject, torch.nn.Module):
+            return self.inject(x)
+        return x if self.inject else None
+
+    def __repr__(self) -> str:
+        how = f"method={self.method}"
+        if self.method is None:
+            alpha = self.alpha
+            how = f"alpha={'learned' if isinstance(alpha, Tensor) else alpha}"
+        return (
+            f"{self.__class__.__name__}({self.conv}, {how}, "
+            f"max_iter={self.max_iter})"
+        )
+
+
+def _check_backend(backend: str) -> None:
+    if backend not in _BACKENDS:
+        raise ValueError(
+            f"backend must be one of {', '.join(_BACKENDS)}, got {backend!r}"
+        )
+    if backend in ("native", "scatter"):
+        raise RuntimeError(
+            f"backend={backend!r} is not available in this version; use "
+            "'auto' or 'torch'"
+        )
+
+
+def _check_widths(conv: Any) -> None:
+    """As far as the attributes of PyG's convs tell."""
+    width, out = (
+        getattr(conv, name, None) for name in ("in_channels", "out_channels")
+    )
+    if isinstance(width, (tuple, list)):
+        width = width[0]
+    if not isinstance(width, int) or not isinstance(out, int) or width < 1:
+        return
+    if getattr(conv, "concat", False):
+        out *= getattr(conv, "heads", 1)
+    if width != out:
+        raise ValueError(_changes_width(conv, width, out))
+
+
+def _check_shape(conv: Any, x: Tensor, z: Any) -> None:
+    if isinstance(z, Tensor) and z.shape[:-1] == x.shape[:-1]:
+        if z.size(-1) != x.size(-1):
+            raise ValueError(_changes_width(conv, x.size(-1), z.size(-1)))
+
+
+def _changes_width(conv: Any, width: int, out: int) -> str:
+    return (
+        f"conv must keep the width of x, but {conv} maps {width} features to "
+        f"{out}. Change the width outside the iteration: "
+        f"Linear({width}, {out}) before a conv from {out} to {out} (with "
+        "attention heads, heads*out_channels or concat=False counts), or "
+        "use PIGN, which has an encoder and a decoder"
+    )
+
+
+def _check_cache(conv: Any) -> None:
+    caches_state = hasattr(conv, "_cached_x") or hasattr(conv, "_cached_h")
+    if caches_state and getattr(conv, "cached", False):
+        raise ValueError(
+            f"conv {conv} was made with cached=True, which keeps the "
+            "propagated features of the first call, so that iterating it "
+            "does nothing; use cached=False"
+        )
