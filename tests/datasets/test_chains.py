@@ -18,7 +18,8 @@ def test_laws(length, num_chains, num_classes):
     total = num_chains * num_classes
     assert data.num_nodes == total * length
     assert data.num_edges == 2 * total * (length - 1)
-    assert data.validate() and data.is_undirected()
+    assert data.validate()
+    assert data.is_undirected()
     assert data.is_sorted()
 
     # The class is in the first node only.
@@ -52,7 +53,7 @@ def test_seed_and_features():
 
 
 @pytest.mark.parametrize(
-    "options, name",
+    ("options", "name"),
     [
         ({"length": 0}, "length"),
         ({"num_chains": 2}, "num_chains"),

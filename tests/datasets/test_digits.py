@@ -14,7 +14,8 @@ def test_shapes_and_split():
     assert dataset.num_features == 64
     assert data.x.shape == (1797, 64)
     assert data.x.dtype == torch.float32
-    assert 0.0 <= float(data.x.min()) and float(data.x.max()) == 1.0
+    assert float(data.x.min()) == 0.0
+    assert float(data.x.max()) == 1.0
     assert data.validate()
     assert data.is_undirected()
     assert data.is_coalesced()
@@ -57,7 +58,7 @@ def test_all_that_is_left_goes_to_the_test():
 
 
 @pytest.mark.parametrize(
-    "options, name",
+    ("options", "name"),
     [
         ({"k": 0}, "k must"),
         ({"k": 1797}, "k must"),

@@ -1,7 +1,7 @@
 """Built-in and generated graphs, and feature transforms."""
 
-from torch_picard.datasets.chains import ChainGraphs
-from torch_picard.datasets.digits import DigitsGraph
-from torch_picard.datasets.transforms import Centre, DropInNoise
+from .chains import ChainGraphs
+from .digits import DigitsGraph
+from .transforms import Centre, DropInNoise
 
 __all__ = ["Centre", "ChainGraphs", "DigitsGraph", "DropInNoise"]
