@@ -1,0 +1,74 @@
+"""What the problems claim about themselves."""
+
+import math
+
+import pytest
+import torch
+from torch.func import jacrev
+from torch_geometric.nn import APPNP
+
+from torch_picard import problems
+
+BANK = {p.name: p for p in problems.bank()}
+MORE = [
+    problems.reflection(),
+    problems.green_fredholm(lam=-1.5 * math.pi**2),
+    problems.separable_fredholm(lam=-2.0, panels=3),
+    problems.symmetric_linear(size=1, rho=0.3),
+]
+ALL = {**BANK, **{p.name + " again": p for p in MORE}}
+
+
+def test_the_bank_is_large_and_its_names_are_unique():
+    assert len(problems.bank()) == len(BANK) >= 8
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_solution_is_a_fixed_point(name):
+    p = ALL[name]
+    if p.solution is None:
+        with pytest.raises(ValueError, match="no exact solution"):
+            p.error(p.x0)
+        return
+    torch.testing.assert_close(
+        p.operator(p.solution), p.solution, rtol=1e-13, atol=1e-13
+    )
+    assert p.error(p.solution) == 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_rate_is_the_spectral_radius_at_the_solution(name):
+    p = ALL[name]
+    if p.rate is None:
+        return
+    flat = p.solution.reshape(-1)
+    jacobian = jacrev(lambda x: p.operator(x.reshape(p.x0.shape)).reshape(-1))(
+        flat
+    )
+    # The norm is the spectral radius because the matrix is normal.
+    torch.testing.assert_close(
+        jacobian @ jacobian.T, jacobian.T @ jacobian, rtol=0, atol=1e-12
+    )
+    norm = torch.linalg.matrix_norm(jacobian, 2).item()
+    assert norm == pytest.approx(p.rate, rel=1e-9)
+
+
+def test_constructors_take_a_dtype():
+    for p in problems.bank(torch.float32):
+        image = p.operator(p.x0)
+        assert image.dtype == p.x0.dtype == torch.float32
+        assert p.solution is None or p.solution.dtype == torch.float32
+
+
+def test_appnp_is_the_one_of_pyg():
+    edge_index = problems.random_graph(20, seed=3)
+    p = problems.appnp(edge_index, 20, teleport=0.2)
+    theirs = APPNP(K=200, alpha=0.2)(p.x0, edge_index)
+    torch.testing.assert_close(theirs, p.solution, rtol=1e-10, atol=1e-10)
+
+
+def test_solve_passes_options_on():
+    p = problems.symmetric_linear(rho=0.5)
+    solution = p.solve(rtol=1e-10, max_iter=200)
+    assert solution.converged.all()
+    assert p.error(solution.value) <= 1e-8
