@@ -270,7 +270,7 @@ def _iterated(
     evaluate = Evaluator(
         lambda u: inner.lower(add(transposed(inner.lift(u)), lifted)), inner
     )
-    watch = Monitor(inner, 0.0, target, options.method.patience)
+    watch = Monitor(inner, 0.0, target, options.method)
     u, solution = iterate(
         evaluate,
         options.method,

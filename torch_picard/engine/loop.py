@@ -33,11 +33,11 @@ def iterate(
     here = previous = None
     budget = evaluate.count + max_iter
     while evaluate.count < budget and not watch.done:
-        previous, here = here, Point(space, x, evaluate(x))
+        previous = here if watch.stride is None else None
+        here = Point(space, x, evaluate(x))
         watch.observe(here, previous)
         if callback is not None and not watch.done:
-            k = len(watch.history) - 1
-            if callback(k, space.pack(x), here.residual):
+            if callback(watch.count - 1, space.pack(x), here.residual):
                 watch.stop()
         if watch.done:
             x_next = x
@@ -63,14 +63,17 @@ def _counted(
     space: Space, watch: FixedCount, here: Point, previous: Point | None
 ) -> Solution:
     """Everything stays on the device."""
-    history = torch.stack(watch.history)
-    counts = torch.full_like(history[0], len(watch.history), dtype=torch.long)
+    history = watch.history
+    counts = torch.full_like(history[0], watch.count, dtype=torch.long)
     last = counts - 1
     status = Status.STOPPED if watch.done else Status.MAX_ITER
     unknown = torch.full_like(history[0], torch.inf)
     step = slope = unknown
     if previous is not None:
         step, slope = secant(space, here, previous)
+    elif watch.stride is not None and watch.count > 1:
+        step = watch.stride * history[-2]
+        slope = torch.zeros_like(step)
     return _solution(
         status=torch.full_like(counts, int(status)),
         iterations=last if watch.done else counts,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .methods.base import Method
 from .point import Point, secant
 from .space import Leaves, Space
 from .status import Status
@@ -23,6 +24,8 @@ BLOW_UP = 1e8
 STILL_RISING = 1e3
 #: Evaluations over which an unchanging (or periodic) residual is a stall.
 STALL_WINDOW = 20
+#: Evaluations between two searches for a stall.
+CHECK = 5
 #: The same for a residual that jitters without getting anywhere.
 JITTER_WINDOW = 50
 
@@ -30,12 +33,24 @@ JITTER_WINDOW = 50
 class FixedCount:
     """rtol = atol = 0: record residuals on the device, decide nothing."""
 
-    def __init__(self) -> None:
-        self.history: list[Tensor] = []
+    def __init__(self, space: Space, method: Method, max_iter: int):
+        # One table, not a list of small tensors between the large ones:
+        # those keep the allocator from reusing the memory of the iterates.
+        self._table = torch.zeros(
+            max_iter, space.size, dtype=space.dtype, device=space.device
+        )
+        self.count = 0
         self.done = False
+        self.stride = method.stride
 
     def observe(self, here: Point, previous: Point | None) -> None:
-        self.history.append(here.residual)
+        self._table[self.count] = here.residual
+        self.count += 1
+
+    @property
+    def history(self) -> Tensor:
+        """[K, S]"""
+        return self._table[: self.count]
 
     def settle(self, x_next: Leaves, x: Leaves) -> Leaves:
         return x_next
@@ -50,15 +65,17 @@ class Monitor:
     Args:
         rtol, atol: converged when r <= atol + rtol*|P(x)|; ``atol`` may be
             an array [S].
-        patience: non-finite evaluations in a row that the method can take
-            back; one more is the end.
+        method: says how many non-finite evaluations in a row it can take
+            back (``patience``), and how far it moves (``stride``).
 
     Attributes:
         status: int array [S], ``ACTIVE`` or a :class:`Status`.
         residual: array [S], of the iterate that would be returned.
         iterations: int array [S], updates behind that iterate.
         last: int array [S], the last evaluation in which it was active.
-        step, slope: arrays [S], |dx| and |dx|/|df| of its last update.
+        ended, some_ended, done: bool array [S], any of it, all of it.
+        step, slope: arrays [S], |dx| (or a bound of it) and |dx|/|df| (or 0)
+            of its last update.
     """
 
     def __init__(
@@ -66,55 +83,85 @@ class Monitor:
         space: Space,
         rtol: float,
         atol: float | np.ndarray,
-        patience: int = 0,
+        method: Method,
     ):
         self.space, self.rtol, self.atol = space, rtol, atol
-        self.patience = patience
+        self.patience, self.stride = method.patience, method.stride
         size = space.size
-        occupied = space.segments.occupied()
         self.status = np.full(size, ACTIVE)
-        if occupied is not None:
-            self.status[~occupied.numpy()] = Status.CONVERGED
-        self.residual = np.where(self.status == ACTIVE, np.nan, 0.0)
+        self.residual = np.full(size, np.nan)
         self.iterations = np.zeros(size, dtype=np.int64)
         self.last = np.zeros(size, dtype=np.int64)
         self.step = np.full(size, np.inf)
         self.slope = np.full(size, np.inf)
         self.history: list[np.ndarray] = []
+        self.count = 0
+        self.ended = np.zeros(size, dtype=bool)
+        self.some_ended = self.done = False
         self._best = np.full(size, np.inf)
         self._best_x: Leaves = space.start
         self._largest = np.zeros(size)
         self._scale = np.full(size, np.nan)
+        self._unknown = np.full(size, np.inf)
+        self._norm = self._unknown
         self._nonfinite = np.zeros(size, dtype=np.int64)
-        self._to_best = np.zeros(size, dtype=bool)
+        self._to_best: np.ndarray | None = None
         self._mask: Tensor | None = None
-
-    @property
-    def active(self) -> np.ndarray:
-        return self.status == ACTIVE
-
-    @property
-    def done(self) -> bool:
-        return not self.active.any()
+        occupied = space.segments.occupied()
+        if occupied is not None:
+            empty = ~occupied.numpy()
+            self.residual[empty] = 0.0
+            self._end(empty, Status.CONVERGED)
 
     def observe(self, here: Point, previous: Point | None) -> None:
         """Judge x_k by r(x_k) and |P(x_k)|."""
-        both = torch.cat([here.residual, self.space.norm(here.z)])
-        r, norm = both.cpu().double().numpy().reshape(2, -1)
-        active, k = self.active, len(self.history)
-        r = np.where(active, r, self.residual)
+        r = _to_host(here.residual)
+        if self.some_ended:
+            r = np.where(self.ended, self.residual, r)
+        norm = self._norm_at_most(r)
+        if not self._ordinary(r, norm):
+            norm = _to_host(self.space.norm(here.z))
+        self._norm = norm
         self.history.append(r)
+        self.count += 1
         self.residual = r
-        self.last[active] = self.iterations[active] = k
+        here.target = self.atol + self.rtol * norm
+        # Everywhere a new best and not there yet: nothing else to look for.
+        if len(self.history) % CHECK != 1 and self._ordinary(r, norm):
+            self._best, self._best_x = r, here.x
+        else:
+            self._judge(here, previous, r, norm)
+
+    def _norm_at_most(self, r: np.ndarray) -> np.ndarray:
+        """A bound of |P(x_k)| that costs nothing where the method's stride
+        is known: P(x) = x + f changes by at most |dx| + |df|."""
+        if self.stride is None or not self.history:
+            return self._unknown
+        return self._norm + r + (1 + self.stride) * self.residual
+
+    def _ordinary(self, r: np.ndarray, norm: np.ndarray) -> bool:
+        """Nobody can have passed, and everybody has a new best residual."""
+        if r.size == 1:  # plain floats: numpy would cost as much as a norm
+            atol = self.atol if np.isscalar(self.atol) else self.atol[0]
+            return bool(atol + self.rtol * norm[0] < r[0] < self._best[0])
+        usual = (r > self.atol + self.rtol * norm) & (r < self._best)
+        return bool((usual | self.ended).all())
+
+    def _judge(
+        self,
+        here: Point,
+        previous: Point | None,
+        r: np.ndarray,
+        norm: np.ndarray,
+    ) -> None:
+        active, k = ~self.ended, len(self.history) - 1
         finite = np.isfinite(r) & np.isfinite(norm)
         self._scale = np.where(
             np.isnan(self._scale) & finite, norm, self._scale
         )
         self._largest = np.fmax(self._largest, np.where(finite, r, 0.0))
         self._keep_best(here.x, active & finite & (r < self._best))
-
         # Written so that NaN passes nowhere.
-        here.target = self.atol + self.rtol * norm
         passed = finite & (r <= here.target)
         if k > 0:
             passed &= self._earned(r)
@@ -122,49 +169,57 @@ class Monitor:
         self._end(passed, Status.CONVERGED)
         self._end(self._nonfinite > self.patience, Status.NONFINITE)
         self._end(finite & (r > BLOW_UP * self._best), Status.DIVERGED)
-        if k >= STALL_WINDOW and k % 5 == 0:
+        if k >= STALL_WINDOW and k % CHECK == 0:
             self._end(self._stalled(), Status.STAGNATED)
-        finished = active & ~self.active
+        finished = active & self.ended
         if finished.any():
-            self._mask = None
             self._measure(here, previous, finished)
             self._return_best(finished & (self.status != Status.CONVERGED))
 
     def settle(self, x_next: Leaves, x: Leaves) -> Leaves:
-        """x_next where active; what is to be returned where finished."""
-        if self._to_best.any():
+        """x_next where active; what is to be returned where ended."""
+        if self._to_best is not None:
             x = self.space.where(self._tensor(self._to_best), self._best_x, x)
-            self._to_best[:] = False
-        active = self.active
-        if active.all():
+            self._to_best = None
+        if not self.some_ended:
             return x_next
-        if not active.any():
+        if self.done:
             return x
         if self._mask is None:
-            self._mask = self._tensor(active)
+            self._mask = self._tensor(~self.ended)
         return self.space.where(self._mask, x_next, x)
 
     def stop(self) -> None:
         """The caller asked to stop; every segment keeps its iterate."""
-        self._end(self.active, Status.STOPPED)
+        self._end(~self.ended, Status.STOPPED)
 
     def exhaust(self, here: Point, previous: Point | None) -> None:
         """No evaluation is left."""
-        active = self.active
+        active = ~self.ended
         self._measure(here, previous, active)
         self._end(self._nonfinite > 0, Status.NONFINITE)
         self._end(self._still_rising(), Status.DIVERGED)
-        self._return_best(active & ~self.active)
-        self.iterations[self.active] = len(self.history)
-        self._end(self.active, Status.MAX_ITER)
+        self._return_best(active & self.ended)
+        rest = ~self.ended
+        self._end(rest, Status.MAX_ITER)
+        self.iterations[rest] = len(self.history)
 
     def _end(self, mask: np.ndarray, status: Status) -> None:
-        self.status[mask & self.active] = status
+        mask = mask & ~self.ended
+        if not mask.any():
+            return
+        self.status[mask] = status
+        self.last[mask] = self.iterations[mask] = max(
+            len(self.history) - 1, 0
+        )
+        self.ended = self.ended | mask
+        self.some_ended, self.done = True, bool(self.ended.all())
+        self._mask = None
 
     def _keep_best(self, x: Leaves, improved: np.ndarray) -> None:
         if not improved.any():
             return
-        if improved[self.active].all():
+        if (improved | self.ended).all():
             self._best_x = x  # iterates are never written to: no copy
         else:
             mask = self._tensor(improved)
@@ -180,16 +235,19 @@ class Monitor:
         best = table[at, np.arange(table.shape[1])]
         self.iterations = np.where(mask, at, self.iterations)
         self.residual = np.where(mask, best, self.residual)
-        self._to_best |= mask
+        self._to_best = mask
 
     def _measure(
         self, here: Point, previous: Point | None, mask: np.ndarray
     ) -> None:
-        if previous is None or not mask.any():
+        if len(self.history) < 2 or not mask.any():
             return
-        step, slope = secant(self.space, here, previous)
-        self.step = np.where(mask, step.cpu().numpy(), self.step)
-        self.slope = np.where(mask, slope.cpu().numpy(), self.slope)
+        if self.stride is not None:
+            step, slope = self.stride * self.history[-2], 0.0
+        else:
+            step, slope = map(_to_host, secant(self.space, here, previous))
+        self.step = np.where(mask, step, self.step)
+        self.slope = np.where(mask, slope, self.slope)
 
     def _tensor(self, mask: np.ndarray) -> Tensor:
         return torch.from_numpy(mask.copy()).to(self.space.device)
@@ -203,13 +261,16 @@ class Monitor:
     def _still_rising(self) -> np.ndarray:
         window = max(10, len(self.history) // 2)
         if len(self.history) <= window:
-            return np.zeros_like(self.active)
+            return np.zeros_like(self.ended)
         tail = np.stack(self.history[-window - 1 :])
         with np.errstate(invalid="ignore"):
             rising = (np.diff(tail, axis=0) > 0).all(axis=0)
             return rising & (tail[-1] > STILL_RISING * self._best)
 
     def _stalled(self) -> np.ndarray:
+        falling = self.residual < 0.99 * self.history[-STALL_WINDOW - 1]
+        if (falling | self.ended).all():
+            return np.zeros_like(self.ended)
         tail = np.stack(self.history[-STALL_WINDOW - 1 :])
         with np.errstate(invalid="ignore", divide="ignore"):
             stalled = self._periodic(tail)
@@ -241,3 +302,7 @@ class Monitor:
             & (trend < 2.0)
             & (turns.sum(axis=0) >= 10)
         )
+
+
+def _to_host(t: Tensor) -> np.ndarray:
+    return t.cpu().numpy().astype(np.float64)

@@ -24,12 +24,10 @@ class Point:
         self.space, self.x, self.z = space, x, z
         self.target: np.ndarray | float = 0.0
         self._f: Leaves | None = None
-        if torch.is_grad_enabled():
-            with torch.no_grad():
-                f = space.lift(sub(detach(z), detach(x)))
-        else:
-            f = self.f
-        self.residual: Tensor = space.norm(f)
+        # f is not kept: a method that does not ask for it should not hold
+        # another state in the cache
+        difference = sub(detach(z), detach(x))
+        self.residual: Tensor = space.norm(space.lift(difference))
 
     @property
     def f(self) -> Leaves:

@@ -89,9 +89,9 @@ def fixed_point(
     evaluate = Evaluator(operator, space, checkpointed)
     counted = rtol == 0 and atol == 0
     watch: FixedCount | Monitor = (
-        FixedCount()
+        FixedCount(space, method, max_iter)
         if counted
-        else Monitor(space, rtol, atol, method.patience)
+        else Monitor(space, rtol, atol, method)
     )
     carry = _carry(method, space, warm)
     start = space.start

@@ -176,14 +176,13 @@ class Space:
 
     def norm(self, leaves: Leaves) -> Tensor:
         """l2 norm per segment, [S], outside the autograd graph."""
-        with torch.no_grad():
-            norms = [
-                self.segments.norm(i, t, self.dtype)
-                for i, t in enumerate(leaves)
-            ]
-            if len(norms) == 1:
-                return norms[0]
-            return torch.linalg.vector_norm(torch.stack(norms), dim=0)
+        norms = [
+            self.segments.norm(i, t.detach(), self.dtype)
+            for i, t in enumerate(leaves)
+        ]
+        if len(norms) == 1:
+            return norms[0]
+        return torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
     def dot(self, u: Leaves, v: Leaves) -> Tensor:
         """Inner product per segment, [S]."""

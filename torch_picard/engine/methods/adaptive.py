@@ -59,6 +59,10 @@ class Adaptive(Method):
                 f"{self.max_alpha}"
             )
 
+    @property
+    def stride(self) -> float:
+        return 1.0
+
     def init(self, space: Space) -> _Carry:
         alpha = torch.full(
             (space.size,), self.alpha, dtype=space.dtype, device=space.device

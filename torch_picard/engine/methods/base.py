@@ -21,6 +21,12 @@ class Method:
     #: non-finite evaluations in a row that ``step`` can take back
     patience: ClassVar[int] = 0
 
+    @property
+    def stride(self) -> float | None:
+        """h with |x_{k+1} - x_k| <= h*r(x_k) always; None if there is none.
+        Where it is known, the solve need not keep earlier iterates."""
+        return None
+
     def init(self, space: Space) -> Any:
         """The carry before the first step."""
         return None

@@ -39,6 +39,10 @@ class Picard(Method):
     def __post_init__(self):
         check_alpha(self.alpha)
 
+    @property
+    def stride(self) -> float:
+        return 1.0 if isinstance(self.alpha, Tensor) else 1.0 - self.alpha
+
     def init(self, space):
         check_alpha(self.alpha)  # a learnable one moves after construction
         return None
