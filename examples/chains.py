@@ -118,6 +118,7 @@ def picture(path: Path, results: dict) -> None:
     axis.set_ylabel("test accuracy [%]")
     axis.legend()
     figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -132,7 +133,9 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--picture", type=Path, default=Path("chains.png"))
+    parser.add_argument(
+        "--picture", type=Path, default=Path("outputs/chains.png")
+    )
     parser.add_argument("--threads", type=int, help="threads of torch")
     args = parser.parse_args()
     if args.threads:

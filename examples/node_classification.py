@@ -171,6 +171,7 @@ def picture(path: Path, title: str, by_noise: dict) -> None:
         bottom.set_ylabel("|P(x) - x| / |x|")
         bottom.legend()
     figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -202,7 +203,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, help="results, resumable")
     parser.add_argument(
-        "--picture", type=Path, default=Path("node_classification.png")
+        "--picture", type=Path, default=Path("outputs/node_classification.png")
     )
     parser.add_argument("--settings", type=Path, default=SETTINGS)
     parser.add_argument("--threads", type=int, help="threads of torch")
