@@ -95,7 +95,7 @@ def accuracy(name: str, length: int, seed: int, epochs: int) -> float:
     data = ChainGraphs(length, num_chains=10, seed=seed)[0]
     torch.manual_seed(seed)
     model = ChainModel(data.x.size(1), 2, PROPAGATION[name](length))
-    train(model, data, lr=0.01, weight_decay=0.0, epochs=epochs, patience=10)
+    train(model, data, lr=0.02, weight_decay=0.0, epochs=epochs, patience=10)
     model.eval()
     with torch.no_grad():
         hit = model(data.x, data.edge_index).argmax(-1) == data.y
@@ -132,7 +132,7 @@ def main() -> None:
         "--lengths", type=int, nargs="+", default=[10, 20, 50, 100, 200]
     )
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument(
         "--picture", type=Path, default=Path("outputs/chains.png")
     )
