@@ -19,6 +19,7 @@ from torch_geometric.nn import (
     GATv2Conv,
     GCNConv,
     LGConv,
+    MessagePassing,
     SGConv,
     TAGConv,
 )
@@ -34,7 +35,7 @@ _LOOPED = (GATConv, GATv2Conv)
 
 
 def bind(
-    conv: Callable[..., Tensor],
+    conv: Any,
     x: Tensor,
     edge_index: Any,
     args: tuple[Any, ...],
@@ -42,18 +43,24 @@ def bind(
 ) -> Callable[[Tensor], Tensor]:
     """x -> conv(x, edge_index, *args, **kwargs), invariants hoisted.
 
-    Subclasses, and convs that cache by themselves, are called as they are.
-    So is everything under ``torch.compile``, whose own analysis finds
-    common subexpressions.
+    Subclasses, convs that cache by themselves, convs with hooks (which see
+    the arguments) and calls that the conv itself would refuse are made as
+    they are. So is everything under ``torch.compile``, whose own analysis
+    finds common subexpressions.
     """
+    if _csc(edge_index) and isinstance(conv, MessagePassing):
+        edge_index = edge_index.to_sparse_csr()
     kind = type(conv)
-    if not torch.compiler.is_compiling():
-        if kind in _NORMALISED and conv.normalize and not _caches(conv):
-            return _normalised(conv, x, edge_index, args, kwargs)
-        if kind is SGConv and not _hooked(conv):
-            return _simplified(conv, x, edge_index, args, kwargs)
-        if kind in _LOOPED and conv.add_self_loops and _coo(edge_index):
-            return _looped(conv, x, edge_index, args, kwargs)
+    known = kind in (SGConv, *_NORMALISED, *_LOOPED)
+    if known and not torch.compiler.is_compiling() and not _hooked(conv):
+        if kind in _LOOPED:
+            if conv.add_self_loops and _coo(edge_index):
+                return _looped(conv, x, edge_index, args, kwargs)
+        elif _takes(args, kwargs):
+            if kind is SGConv:
+                return _simplified(conv, x, edge_index, args, kwargs)
+            if conv.normalize and not _caches(conv):
+                return _normalised(conv, x, edge_index, args, kwargs)
     return lambda y: conv(y, edge_index, *args, **kwargs)
 
 
@@ -82,12 +89,10 @@ def _simplified(conv, x, edge_index, args, kwargs):
 
 def _looped(conv, x, edge_index, args, kwargs):
     """An attention conv, on a graph that has its self-loops."""
-    return _with_loops(conv, x, edge_index, *args, **kwargs)
-
-
-def _with_loops(conv, x, edge_index, edge_attr=None, *args, **kwargs):
-    if kwargs.get("size") is not None or args:
-        return lambda y: conv(y, edge_index, edge_attr, *args, **kwargs)
+    more = len(args) + len(kwargs) > 1 or set(kwargs) - {"edge_attr"}
+    if more or x.dim() != 2:
+        return lambda y: conv(y, edge_index, *args, **kwargs)
+    (edge_attr,) = (*args, *kwargs.values()) or (None,)
     edge_index, edge_attr = remove_self_loops(edge_index, edge_attr)
     edge_index, edge_attr = add_self_loops(
         edge_index, edge_attr, fill_value=conv.fill_value, num_nodes=x.size(0)
@@ -95,7 +100,7 @@ def _with_loops(conv, x, edge_index, edge_attr=None, *args, **kwargs):
 
     def call(y: Tensor) -> Tensor:
         with _set(conv, "add_self_loops", False):
-            return conv(y, edge_index, edge_attr, **kwargs)
+            return conv(y, edge_index, edge_attr)
 
     return call
 
@@ -130,10 +135,26 @@ def _caches(conv) -> bool:
 
 
 def _hooked(conv) -> bool:
-    return bool(conv._forward_hooks or conv._forward_pre_hooks)
+    return bool(
+        conv._forward_hooks
+        or conv._forward_pre_hooks
+        or conv._backward_hooks
+        or conv._backward_pre_hooks
+    )
+
+
+def _takes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether these can be the edge weight and nothing else."""
+    return len(args) + len(kwargs) <= 1 and set(kwargs) <= {"edge_weight"}
 
 
 def _coo(edge_index: Any) -> bool:
     return isinstance(edge_index, Tensor) and not is_torch_sparse_tensor(
         edge_index
     )
+
+
+def _csc(edge_index: Any) -> bool:
+    """PyG would convert it in every call, or refuse it."""
+    is_tensor = isinstance(edge_index, Tensor)
+    return is_tensor and edge_index.layout == torch.sparse_csc

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch_geometric.nn.inits import reset
 from torch_geometric.nn.resolver import activation_resolver
 from torch_geometric.typing import Adj
 
@@ -52,8 +53,9 @@ class PicardConv(torch.nn.Module):
         conv (torch.nn.Module): Any conv called as :obj:`conv(x, edge_index,
             ...)` that keeps the shape of :obj:`x`.
         alpha (float or torch.Tensor, optional): Weight of the old state, in
-            :math:`[0, 1)`; a :class:`torch.nn.Parameter` is learned.
-            Belongs to :obj:`method=None`. (default: :obj:`0.5`)
+            :math:`[0, 1)`; a :class:`torch.nn.Parameter` is learned, with
+            :class:`Unrolled` gradients: a fixed point does not depend on
+            it. Belongs to :obj:`method=None`. (default: :obj:`0.5`)
         max_iter (int, optional): Evaluations of :obj:`conv` allowed.
             (default: :obj:`16`)
         rtol (float, optional): Relative tolerance on the undamped residual.
@@ -88,6 +90,9 @@ class PicardConv(torch.nn.Module):
         TypeError: An option is of the wrong type.
     """
 
+    alpha: float | Tensor | None
+    initial_alpha: Tensor
+
     def __init__(
         self,
         conv: torch.nn.Module,
@@ -104,7 +109,7 @@ class PicardConv(torch.nn.Module):
         backend: str = "auto",
     ):
         super().__init__()
-        if not callable(conv):
+        if not callable(conv) or isinstance(conv, type):
             raise TypeError(
                 "conv must be a module called as conv(x, edge_index), got "
                 f"{conv!r}"
@@ -112,6 +117,13 @@ class PicardConv(torch.nn.Module):
         if not isinstance(inject, (bool, torch.nn.Module)):
             raise TypeError(
                 f"inject must be True, False or a Module, got {inject!r}"
+            )
+        if isinstance(activation, str):
+            activation = activation_resolver(activation)
+        if activation is not None and not callable(activation):
+            raise TypeError(
+                "activation must be a name, a callable or None, got "
+                f"{activation!r}"
             )
         if method is not None and alpha is not None:
             raise ValueError(
@@ -139,9 +151,11 @@ class PicardConv(torch.nn.Module):
         _check_cache(conv)
 
         self.conv = conv
-        if isinstance(alpha, Tensor) and not isinstance(
-            alpha, torch.nn.Parameter
-        ):
+        if isinstance(alpha, torch.nn.Parameter):
+            self.alpha = alpha
+            initial = alpha.detach().clone()
+            self.register_buffer("initial_alpha", initial, persistent=False)
+        elif isinstance(alpha, Tensor):
             self.register_buffer("alpha", alpha)
         else:
             self.alpha = alpha
@@ -149,9 +163,7 @@ class PicardConv(torch.nn.Module):
         self.rtol = rtol
         self.atol = atol
         self.inject = inject
-        self.activation = activation_resolver(activation) if isinstance(
-            activation, str
-        ) else activation
+        self.activation = activation
         self.method = method
         self.gradient = gradient
         self.on_failure = on_failure
@@ -160,8 +172,10 @@ class PicardConv(torch.nn.Module):
     def reset_parameters(self):
         r"""Resets all learnable parameters of the module."""
         for module in (self.conv, self.inject, self.activation):
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            reset(module)
+        if isinstance(self.alpha, torch.nn.Parameter):
+            with torch.no_grad():
+                self.alpha.copy_(self.initial_alpha)
 
     def forward(
         self,
@@ -194,6 +208,9 @@ class PicardConv(torch.nn.Module):
                 "x must be one Tensor [N, F]: a fixed point needs source "
                 f"and target nodes to be the same, got {type(x).__name__}"
             )
+        if not x.is_floating_point():
+            raise ValueError(f"x must be of a floating dtype, got {x.dtype}")
+        _check_batch(batch, x)
         conv = bind(self.conv, x, edge_index, args, kwargs)
         f = self._injected(x)
 
@@ -206,6 +223,7 @@ class PicardConv(torch.nn.Module):
 
         method = self.method
         if method is None:
+            assert self.alpha is not None
             method = Picard(alpha=self.alpha)
             if self.rtol == self.atol == 0 and not return_solution:
                 batch = None  # the value does not depend on it
@@ -225,15 +243,24 @@ class PicardConv(torch.nn.Module):
         return solution.value
 
     def _injected(self, x: Tensor) -> Tensor | None:
-        if isinstance(self.inject, torch.nn.Module):
-            return self.inject(x)
-        return x if self.inject else None
+        if not isinstance(self.inject, torch.nn.Module):
+            return x if self.inject else None
+        f = self.inject(x)
+        if f.shape != x.shape:
+            raise ValueError(
+                f"inject must keep the shape of x, but it maps "
+                f"{list(x.shape)} to {list(f.shape)}"
+            )
+        return f
 
     def __repr__(self) -> str:
         how = f"method={self.method}"
         if self.method is None:
-            alpha = self.alpha
-            how = f"alpha={'learned' if isinstance(alpha, Tensor) else alpha}"
+            how = f"alpha={self.alpha}"
+            if isinstance(self.alpha, torch.nn.Parameter):
+                how = "alpha=learned"
+            elif isinstance(self.alpha, Tensor):
+                how = f"alpha={self.alpha.tolist()}"
         return (
             f"{self.__class__.__name__}({self.conv}, {how}, "
             f"max_iter={self.max_iter})"
@@ -263,8 +290,26 @@ def _check_widths(conv: Any) -> None:
         return
     if getattr(conv, "concat", False):
         out *= getattr(conv, "heads", 1)
+    out *= len(getattr(conv, "powers", [1]))  # MixHopConv concatenates them
     if width != out:
         raise ValueError(_changes_width(conv, width, out))
+
+
+def _check_batch(batch: Any, x: Tensor) -> None:
+    """The engine checks the rest, but does not know the name."""
+    if batch is None:
+        return
+    if not isinstance(batch, Tensor):
+        raise TypeError(
+            "batch must be a LongTensor [N] of sorted graph indices, got "
+            f"{type(batch).__name__}"
+        )
+    if batch.dtype != torch.long or batch.shape != x.shape[:1]:
+        raise ValueError(
+            "batch must be a LongTensor [N] of sorted graph indices, one a "
+            f"row of x {list(x.shape)}, got {batch.dtype} of shape "
+            f"{list(batch.shape)}"
+        )
 
 
 def _check_shape(conv: Any, x: Tensor, z: Any) -> None:
