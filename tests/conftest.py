@@ -15,10 +15,17 @@ settings.register_profile(
     derandomize=True,
     max_examples=20,
     print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow],
+    # Fixtures are methods and other constants, and need no renewal.
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+    ],
 )
 settings.register_profile(
-    "explore", deadline=None, max_examples=500, print_blob=True
+    "explore",
+    parent=settings.get_profile("ci"),
+    derandomize=False,
+    max_examples=500,
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

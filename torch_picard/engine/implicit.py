@@ -252,6 +252,11 @@ def _krylov(
             Status.NONFINITE,
         ),
     )
+    if not finite.all():
+        # GMRES leaves 0 there, but a NaN must reach those who look for it.
+        mask = torch.from_numpy(finite).to(space.device)
+        nan = tuple(torch.full_like(t, torch.nan) for t in u)
+        u = space.where(mask, u, nan)
     return u, linear_solution(space, status, spent, residual, history)
 
 

@@ -18,15 +18,18 @@ class KrylovResult(NamedTuple):
     """What GMRES found; arrays are per segment [S].
 
     ``residual`` is |b - A x| as GMRES knows it, ``history`` the same after
-    each product, ``inverse_norm`` 1/sigma_min of the last projected matrix
-    (how large |A^{-1}| is on the space that was seen, from below), and
-    ``picard`` |b - A b|/|b|, what one step x <- x + b would have left.
+    each product, ``products`` and ``work`` the products that were made and
+    that each segment needed, ``inverse_norm`` 1/sigma_min of the last
+    projected matrix (how large |A^{-1}| is on the space that was seen, from
+    below), and ``picard`` |b - A b|/|b|, what one step x <- x + b would have
+    left.
     """
 
     x: Leaves
     residual: np.ndarray
     products: int
     history: list[np.ndarray]
+    work: np.ndarray
     inverse_norm: np.ndarray
     picard: np.ndarray
 
@@ -44,7 +47,9 @@ def gmres(
 
     Classical GMRES with restarts; written in functional tensor operations,
     so it is differentiable where ``product`` is. Scalars of the Arnoldi
-    process are float64.
+    process are float64. A segment that has met its target, gained nothing in
+    a whole cycle or met a NaN is closed: its vectors are 0 from then on, so
+    its x is the one it gets when solved alone.
 
     Args:
         product: v -> A v on leaves in the dtype of the algebra.
@@ -55,34 +60,43 @@ def gmres(
 
     Source: Saad and Schultz, SIAM J. Sci. Stat. Comput. 7, 1986.
     """
-    x = tuple(torch.zeros_like(t) for t in b)
+    x = zeros = tuple(torch.zeros_like(t) for t in b)
     rest = b
-    spent = 0
     residual = _host(space.norm(b))
-    history = [residual]
+    work = np.zeros(residual.shape, dtype=np.int64)
     inverse = np.zeros_like(residual)
-    picard = None
-    while spent < max_products and not _met(residual, target):
+    picard = np.zeros_like(residual)
+    history = [residual]
+    spent = 0
+    live = _open(residual, target)
+    while spent < max_products and live.any():
         budget = min(restart, max_products - spent)
-        dx, used, inner, inverse, first = _cycle(
-            product, rest, space, target, budget
+        cycle = _cycle(
+            product,
+            space.where(_mask(live, space), rest, zeros),
+            space,
+            target,
+            budget,
         )
-        picard = first if picard is None else picard
-        spent += used
-        history += inner
-        x = add(x, dx)
-        residual = inner[-1]
-        if _met(residual, target) or spent >= max_products:
+        if not spent:
+            picard = np.where(live, cycle.picard, picard)
+        inverse = np.where(live, cycle.inverse_norm, inverse)
+        x = add(x, cycle.x)
+        spent += cycle.products
+        work += np.where(live, cycle.work, 0)
+        before = residual
+        history += [np.where(live, r, before) for r in cycle.history]
+        residual = history[-1]
+        live = live & _open(residual, target)
+        if not live.any() or spent >= max_products:
             break
-        rest = sub(rest, product(dx))
+        rest = sub(rest, product(cycle.x))
         spent += 1
-        if not (_host(space.norm(rest)) < history[-1 - used]).any():
-            break  # a whole cycle gained nothing anywhere
-        residual = _host(space.norm(rest))
+        work += live
+        residual = np.where(live, _host(space.norm(rest)), residual)
         history.append(residual)
-    if picard is None:
-        picard = np.zeros_like(residual)
-    return KrylovResult(x, residual, spent, history, inverse, picard)
+        live = live & _open(residual, target) & (residual < before)
+    return KrylovResult(x, residual, spent, history, work, inverse, picard)
 
 
 def _cycle(
@@ -91,12 +105,15 @@ def _cycle(
     space: Space,
     target: np.ndarray,
     budget: int,
-) -> tuple[Leaves, int, list[np.ndarray], np.ndarray, np.ndarray]:
+) -> KrylovResult:
     """One Arnoldi run of up to ``budget`` products."""
     beta = space.dot(b, b).sqrt()
     basis = [space.scale(_reciprocal(beta), b)]
     columns: list[list[Tensor]] = []
     givens = _Givens(_host(beta), budget)
+    live = givens.rest > 0
+    work = np.zeros(live.shape, dtype=np.int64)
+    zeros = tuple(torch.zeros_like(t) for t in b)
     history: list[np.ndarray] = []
     for j in range(budget):
         w = product(basis[j])
@@ -111,15 +128,20 @@ def _cycle(
         column.append(height)
         columns.append(column)
         history.append(givens.push(np.stack([_host(c) for c in column])))
-        if _met(history[-1], target) or j + 1 == budget:
+        work += live
+        live = live & _open(history[-1], target)
+        if not live.any() or j + 1 == budget:
             break
-        basis.append(space.scale(_reciprocal(height), w))
+        v = space.scale(_reciprocal(height), w)
+        basis.append(space.where(_mask(live, space), v, zeros))
     y, inverse = _least_squares(columns, beta)
-    dx = tuple(torch.zeros_like(t) for t in b)
+    dx = zeros
     for j in range(len(columns)):
         dx = space.axpy(y[:, j].to(space.dtype), basis[j], dx)
     picard = np.hypot(1 - _host(columns[0][0]), _host(columns[0][1]))
-    return dx, len(columns), history, inverse, picard
+    return KrylovResult(
+        dx, history[-1], len(columns), history, work, inverse, picard
+    )
 
 
 class _Givens:
@@ -139,22 +161,25 @@ class _Givens:
         c = np.where(radius > 0, h[-2] / safe, 1.0)
         s = h[-1] / safe
         self.rotations.append((c, s))
-        self.rest = np.abs(s) * self.rest
+        # a closed segment has a column of zeros and keeps what it had
+        self.rest = np.where(radius == 0, self.rest, np.abs(s) * self.rest)
         return self.rest
 
 
 def _least_squares(
     columns: list[list[Tensor]], beta: Tensor
 ) -> tuple[Tensor, np.ndarray]:
-    """y [S, m] of min |beta e_1 - H y|, and 1/sigma_min(H) [S]."""
+    """y [S, m] of min |beta e_1 - H y|, and 1/sigma_min(H) [S]; 0 where H
+    holds a NaN."""
     m = len(columns)
     zero = torch.zeros_like(beta)
-    rows = [
-        torch.stack(c + [zero] * (m + 1 - len(c)), dim=1) for c in columns
-    ]
+    rows = [torch.stack(c + [zero] * (m + 1 - len(c)), dim=1) for c in columns]
     h = torch.stack(rows, dim=2).double()  # [S, m+1, m]
-    # Segments that broke down early have zero columns: a ridge at rounding
-    # level keeps the factorisation, and its derivative, defined.
+    sound = torch.isfinite(h).all(dim=1).all(dim=1) & torch.isfinite(beta)
+    h = torch.where(sound[:, None, None], h, torch.zeros_like(h))
+    beta = torch.where(sound, beta, zero)
+    # Closed segments have zero columns: a ridge at rounding level keeps the
+    # factorisation, and its derivative, defined.
     scale = torch.linalg.matrix_norm(h, keepdim=True).clamp(min=_TINY)
     ridge = torch.finfo(torch.float64).eps * scale
     eye = torch.eye(m, dtype=h.dtype, device=h.device)
@@ -162,9 +187,11 @@ def _least_squares(
     rhs = q[:, 0, :, None] * beta.double()[:, None, None]
     y = torch.linalg.solve_triangular(r, rhs, upper=True)
     with torch.no_grad():
-        sigma = torch.linalg.svdvals(torch.nan_to_num(h))[:, -1]
-    with np.errstate(divide="ignore"):
-        return y[:, :, 0], 1 / sigma.cpu().numpy()
+        used = (h != 0).any(dim=1).sum(dim=1)
+        last = (used - 1).clamp(min=0)[:, None]
+        sigma = torch.linalg.svdvals(h).gather(1, last)[:, 0]
+        inverse = torch.where(used > 0, 1 / sigma, torch.zeros_like(sigma))
+    return y[:, :, 0], inverse.cpu().numpy()
 
 
 def _reciprocal(c: Tensor) -> Tensor:
@@ -173,9 +200,13 @@ def _reciprocal(c: Tensor) -> Tensor:
     return torch.where(c > 0, 1 / safe, torch.zeros_like(c))
 
 
-def _met(residual: np.ndarray, target: np.ndarray) -> bool:
-    # NaN cannot improve, so it must not keep the others running
-    return bool(((residual <= target) | ~np.isfinite(residual)).all())
+def _open(residual: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Not there yet. NaN cannot improve, so it does not keep others busy."""
+    return ~(residual <= target) & np.isfinite(residual)
+
+
+def _mask(live: np.ndarray, space: Space) -> Tensor:
+    return torch.from_numpy(live).to(space.device)
 
 
 def _host(t: Tensor) -> np.ndarray:

@@ -125,7 +125,7 @@ class Monitor:
         self.history.append(r)
         self.count += 1
         self.residual = r
-        here.target = self.atol + self.rtol * norm
+        here.target = self.atol + self._relative(norm)
         # Everywhere a new best and not there yet: nothing else to look for.
         if len(self.history) % CHECK != 1 and self._ordinary(r, norm):
             self._best, self._best_x = r, here.x
@@ -139,12 +139,17 @@ class Monitor:
             return self._unknown
         return self._norm + r + (1 + self.stride) * self.residual
 
+    def _relative(self, norm: np.ndarray) -> np.ndarray | float:
+        """rtol*norm, also where rtol is 0 and the norm infinite."""
+        return self.rtol * norm if self.rtol else 0.0
+
     def _ordinary(self, r: np.ndarray, norm: np.ndarray) -> bool:
         """Nobody can have passed, and everybody has a new best residual."""
         if r.size == 1:  # plain floats: numpy would cost as much as a norm
             atol = self.atol if np.isscalar(self.atol) else self.atol[0]
-            return bool(atol + self.rtol * norm[0] < r[0] < self._best[0])
-        usual = (r > self.atol + self.rtol * norm) & (r < self._best)
+            bar = atol + self._relative(norm[0])
+            return bool(bar < r[0] < self._best[0])
+        usual = (r > self.atol + self._relative(norm)) & (r < self._best)
         return bool((usual | self.ended).all())
 
     def _judge(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ class _Last(NamedTuple):
     step: Leaves
     residual: Tensor  # before the step
     foreseen: Tensor  # residual after it, if P were linear
-    cost: int  # evaluations, the one that measured the result included
+    cost: Tensor  # evaluations, the one that measured the result included
 
 
 class _Carry(NamedTuple):
@@ -118,17 +117,20 @@ class NewtonKrylov(Method):
         x, f, _, plain, now = retreat(here, carry.guard, self.growth)
         plain = plain | (carry.plain > carry.newton)
         before = space.norm(f).double()
+        enough = torch.as_tensor(here.target, device=space.device)
+        plain = plain | (before <= enough)  # ended: nothing to be solved
         step = tuple((1 - self.alpha) * t for t in f)
-        cost, foreseen = 1, before
+        cost, foreseen = torch.ones_like(before), before
         # one evaluation is kept to measure the result
         if left >= 2 and not bool(plain.all()):
-            spent = evaluate.count
-            newton, foreseen, carry = self._solve(
-                evaluate, x, f, before, here.target, left - 1, carry
+            target = torch.maximum(carry.forcing * before, 0.5 * enough)
+            target = torch.where(plain, torch.inf, target)
+            newton, foreseen, work, carry = self._solve(
+                evaluate, x, f, target, left - 1, carry
             )
-            plain = plain | ~torch.isfinite(space.norm(newton))
+            plain = plain | ~torch.isfinite(foreseen)
             step = space.where(plain, step, newton)
-            cost += evaluate.count - spent
+            cost = cost + work
         else:
             plain = torch.ones_like(plain)
         carry = carry._replace(
@@ -143,36 +145,43 @@ class NewtonKrylov(Method):
         evaluate: Evaluator,
         x: Leaves,
         f: Leaves,
-        before: Tensor,
-        enough: np.ndarray | float,
+        target: Tensor,
         budget: int,
         carry: _Carry,
-    ) -> tuple[Leaves, Tensor, _Carry]:
-        """s of (I - J) s = f, |f - (I - J) s|, and what it taught."""
+    ) -> tuple[Leaves, Tensor, Tensor, _Carry]:
+        """s of (I - J) s = f where target is below |f|, |f - (I - J) s|,
+        the products it took, and what it taught."""
         space = evaluate.space
         jacobian = evaluate.linearize(space.lower(x))
-        target = (carry.forcing * before).cpu().numpy()
         result = gmres(
             lambda v: sub(v, jacobian(v)),
             f,
             space,
-            np.maximum(target, 0.5 * np.asarray(enough)),
+            target.cpu().numpy(),
             max_products=budget,
             restart=self.restart,
         )
-        residual, beta, contraction = (
+        residual, work, beta, contraction = (
             torch.as_tensor(a, dtype=torch.float64, device=space.device)
-            for a in (result.residual, result.inverse_norm, result.picard)
+            for a in (
+                result.residual,
+                result.work,
+                result.inverse_norm,
+                result.picard,
+            )
         )
+        solved = work > 0
         eta = space.norm(result.x).double()
         seen = torch.stack([beta, eta, torch.full_like(beta, torch.nan)])
         seen = torch.where(
-            torch.isnan(carry.kantorovich[0]), seen, carry.kantorovich
+            solved & torch.isnan(carry.kantorovich[0]),
+            seen,
+            carry.kantorovich,
         )
         plain = -(self.alpha + (1 - self.alpha) * contraction).log()
-        return result.x, residual, carry._replace(
-            kantorovich=seen, plain=plain
-        )
+        plain = torch.where(solved, plain, carry.plain)
+        carry = carry._replace(kantorovich=seen, plain=plain)
+        return result.x, residual, work, carry
 
     def _learn(self, residual: Tensor, carry: _Carry, space: Space) -> _Carry:
         """From the residual that the last step led to: how much it gained,

@@ -70,6 +70,11 @@ def retreat(
         if not _sure(~renew.any()):
             best_x = space.where(renew, x, best_x)
             best_f = space.where(renew, f, best_f)
+    lost = ~torch.isfinite(r) & ~rejected
+    if not _sure(~lost.any()):
+        # Nothing to go back to: stay, rather than show P a NaN that it could
+        # spread to other segments.
+        f = space.where(lost, tuple(torch.zeros_like(t) for t in f), f)
     zero = torch.zeros_like(last.wait)
     wait = torch.where(rejected, last.penalty, (last.wait - 1).clamp(min=0))
     now = Guard(
