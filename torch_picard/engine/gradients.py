@@ -28,8 +28,7 @@ class Unrolled(Gradient):
     def __post_init__(self):
         if not isinstance(self.checkpoint, bool):
             raise TypeError(
-                "checkpoint must be True or False, got "
-                f"{self.checkpoint!r}"
+                f"checkpoint must be True or False, got {self.checkpoint!r}"
             )
 
 

@@ -185,9 +185,7 @@ def _local(state: Backward, out: Leaves) -> tuple[Leaves, Leaves]:
         return state.evaluate(x), x
 
 
-def _cotangent(
-    state: Backward, z: Leaves, x: Leaves, g: Leaves
-) -> Leaves:
+def _cotangent(state: Backward, z: Leaves, x: Leaves, g: Leaves) -> Leaves:
     """u of (I - J^T) u = g, per segment, to rtol*|g|."""
     space, options = state.space, state.options
     g = detach(g)
@@ -301,6 +299,7 @@ class _Closure(TorchFunctionMode):
         self.found: dict[int, Tensor] = {}
         self.opaque = False
         marker = point[0].view_as(point[0])
+        assert marker.grad_fn is not None
         self.start = marker.grad_fn._sequence_nr()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -326,7 +325,7 @@ class _Closure(TorchFunctionMode):
             for t in self.found.values()
             if t.grad_fn is not None
         }
-        todo = []
+        todo: list[Any] = []
         for t in z:
             if t.requires_grad:
                 self._see(t)  # P may return a closure tensor as it is
@@ -337,7 +336,7 @@ class _Closure(TorchFunctionMode):
             for t in self.found.values()
             if t.grad_fn is not None
         }
-        seen = set()
+        seen: set[Any] = set()
         while todo:
             node, nr = todo.pop()
             if node is None or (node, nr) in seen:

@@ -85,7 +85,8 @@ class Monitor:
         atol: float | np.ndarray,
         method: Method,
     ):
-        self.space, self.rtol, self.atol = space, rtol, atol
+        self.space, self.rtol = space, rtol
+        self.atol = np.full(space.size, atol, dtype=np.float64)
         self.patience, self.stride = method.patience, method.stride
         size = space.size
         self.status = np.full(size, ACTIVE)
@@ -119,7 +120,8 @@ class Monitor:
         if self.some_ended:
             r = np.where(self.ended, self.residual, r)
         norm = self._norm_at_most(r)
-        if not self._ordinary(r, norm):
+        checked = len(self.history) % CHECK == 0
+        if checked or not self._ordinary(r, norm):
             norm = _to_host(self.space.norm(here.z))
         self._norm = norm
         self.history.append(r)
@@ -127,7 +129,7 @@ class Monitor:
         self.residual = r
         here.target = self.atol + self._relative(norm)
         # Everywhere a new best and not there yet: nothing else to look for.
-        if len(self.history) % CHECK != 1 and self._ordinary(r, norm):
+        if not checked and self._ordinary(r, norm):
             self._best, self._best_x = r, here.x
         else:
             self._judge(here, previous, r, norm)
@@ -139,15 +141,14 @@ class Monitor:
             return self._unknown
         return self._norm + r + (1 + self.stride) * self.residual
 
-    def _relative(self, norm: np.ndarray) -> np.ndarray | float:
+    def _relative(self, norm: np.ndarray) -> np.ndarray:
         """rtol*norm, also where rtol is 0 and the norm infinite."""
-        return self.rtol * norm if self.rtol else 0.0
+        return self.rtol * norm if self.rtol else np.zeros_like(norm)
 
     def _ordinary(self, r: np.ndarray, norm: np.ndarray) -> bool:
         """Nobody can have passed, and everybody has a new best residual."""
         if r.size == 1:  # plain floats: numpy would cost as much as a norm
-            atol = self.atol if np.isscalar(self.atol) else self.atol[0]
-            bar = atol + self._relative(norm[0])
+            bar = self.atol[0] + self._relative(norm)[0]
             return bool(bar < r[0] < self._best[0])
         usual = (r > self.atol + self._relative(norm)) & (r < self._best)
         return bool((usual | self.ended).all())
@@ -214,9 +215,7 @@ class Monitor:
         if not mask.any():
             return
         self.status[mask] = status
-        self.last[mask] = self.iterations[mask] = max(
-            len(self.history) - 1, 0
-        )
+        self.last[mask] = self.iterations[mask] = max(len(self.history) - 1, 0)
         self.ended = self.ended | mask
         self.some_ended, self.done = True, bool(self.ended.all())
         self._mask = None
@@ -248,8 +247,10 @@ class Monitor:
         if len(self.history) < 2 or not mask.any():
             return
         if self.stride is not None:
-            step, slope = self.stride * self.history[-2], 0.0
+            step = self.stride * self.history[-2]
+            slope = np.zeros_like(step)
         else:
+            assert previous is not None
             step, slope = map(_to_host, secant(self.space, here, previous))
         self.step = np.where(mask, step, self.step)
         self.slope = np.where(mask, slope, self.slope)

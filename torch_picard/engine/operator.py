@@ -183,6 +183,4 @@ def _autocast(device: str) -> Callable[[], torch.autocast]:
 
 def _lacks_forward_mode(error: Exception) -> bool:
     text = str(error).lower()
-    return any(
-        hint in text for hint in ("forward ad", "forward-mode", "jvp")
-    )
+    return any(hint in text for hint in ("forward ad", "forward-mode", "jvp"))

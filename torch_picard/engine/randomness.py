@@ -35,8 +35,7 @@ class FrozenRandomness:
             yield
             self._first = False
             self.stochastic = any(
-                not torch.equal(a, b)
-                for a, b in zip(self._base, self._get())
+                not torch.equal(a, b) for a, b in zip(self._base, self._get())
             )
         elif self.stochastic:
             outside = self._get()

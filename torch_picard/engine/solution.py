@@ -114,7 +114,11 @@ def observed_rate(history: Tensor, last: Tensor) -> Tensor:
 
 
 def error_estimate(
-    history: Tensor, last: Tensor, residual: Tensor, step: Tensor, slope: Tensor
+    history: Tensor,
+    last: Tensor,
+    residual: Tensor,
+    step: Tensor,
+    slope: Tensor,
 ) -> Tensor:
     """See ``Solution.error_bound``. ``step`` and ``slope`` as by
     :func:`secant`, [S]; the others as in :func:`observed_rate`."""

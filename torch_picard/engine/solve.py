@@ -25,12 +25,12 @@ def fixed_point(
     operator: Callable[[Any], Any],
     x0: Any,
     *,
-    method: Method = Picard(alpha=0.5),
+    method: Method = Picard(alpha=0.5),  # noqa: B008
     max_iter: int = 50,
     rtol: float = 1e-5,
     atol: float = 0.0,
     segments: Any = None,
-    gradient: Gradient = Unrolled(),
+    gradient: Gradient = Unrolled(),  # noqa: B008
     on_failure: str = "warn",
     callback: Callable[[int, Any, Tensor], Any] | None = None,
 ) -> Solution:
@@ -137,9 +137,7 @@ def _differentiable(
             solution.backward = backward
             backward.report(on_failure, stacklevel=3)
 
-        return attach(
-            evaluate, evaluate.space, value, start, gradient, report
-        )
+        return attach(evaluate, evaluate.space, value, start, gradient, report)
     if isinstance(gradient, OneStep):
         gradient = Phantom(steps=1, alpha=0.0)
     assert isinstance(gradient, Phantom)

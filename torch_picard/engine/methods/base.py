@@ -96,10 +96,6 @@ def check_positive(name: str, value: Any) -> None:
     """A finite number above 0."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number:
-        raise TypeError(
-            f"{name} must be a number, got {type(value).__name__}"
-        )
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not 0 < value < float("inf"):
-        raise ValueError(
-            f"{name} must be positive and finite, got {value}"
-        )
+        raise ValueError(f"{name} must be positive and finite, got {value}")

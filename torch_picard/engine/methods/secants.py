@@ -46,9 +46,7 @@ class Secants(NamedTuple):
 
 
 def no_secants(space: Space) -> Secants:
-    valid = torch.zeros(
-        space.size, 0, dtype=torch.bool, device=space.device
-    )
+    valid = torch.zeros(space.size, 0, dtype=torch.bool, device=space.device)
     return Secants(None, (), (), valid)
 
 
