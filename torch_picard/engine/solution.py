@@ -33,8 +33,9 @@ class Solution:
         error_bound: [S], estimate of ``|x - x*|``: the larger of the
             a-posteriori bound of Banach's theorem (Theorem 2 of the paper)
             with the last ratio of residuals as the contraction factor, and
-            the residual times the last ``|dx|/|df|``, f = P(x) - x. Infinite where nothing supports a bound. It is an
-            estimate, not a certificate.
+            the residual times the last ``|dx|/|df|``, f = P(x) - x.
+            Infinite where nothing supports a bound. It is an estimate, not a
+            certificate.
         info: what the method has to report, by name, each [S]; see there.
         backward: the :class:`Solution` of the linear solve behind the
             implicit gradient (``value=None``), after ``backward()``.

@@ -1,4 +1,4 @@
-"""Anderson acceleration, type II, one small least-squares problem a segment."""
+"""Anderson acceleration, type II: a small least-squares problem a segment."""
 
 from __future__ import annotations
 
