@@ -136,10 +136,14 @@ def main() -> None:
     parser.add_argument(
         "--picture", type=Path, default=Path("outputs/chains.png")
     )
-    parser.add_argument("--threads", type=int, help="threads of torch")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="threads of torch: graphs this small gain nothing from more",
+    )
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)
 
     bar = tqdm(total=len(PROPAGATION) * len(args.lengths) * args.runs)
     results: dict = {}
