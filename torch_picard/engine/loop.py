@@ -54,7 +54,7 @@ def iterate(
             x = watch.settle(x, x)
         solution = _judged(space, watch)
     solution.evaluations = evaluate.count
-    solution.info = method.report(carry)
+    solution.info = method.report(carry, here)
     solution.method_state = (type(method), tree_map(torch.detach, carry))
     return x, solution
 

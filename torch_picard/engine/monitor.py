@@ -106,6 +106,8 @@ class Monitor:
         self._unknown = np.full(size, np.inf)
         self._norm = self._unknown
         self._nonfinite = np.zeros(size, dtype=np.int64)
+        self._eps = torch.finfo(space.dtype).eps
+        self._blind: list[tuple[int, np.ndarray]] = []
         self._to_best: np.ndarray | None = None
         self._mask: Tensor | None = None
         occupied = space.segments.occupied()
@@ -163,14 +165,19 @@ class Monitor:
         active, k = ~self.ended, len(self.history) - 1
         finite = np.isfinite(r) & np.isfinite(norm)
         self._scale = np.where(
-            np.isnan(self._scale) & finite, norm, self._scale
+            np.isnan(self._scale) & finite,
+            np.maximum(norm, r),
+            self._scale,
         )
         self._largest = np.fmax(self._largest, np.where(finite, r, 0.0))
-        self._keep_best(here.x, active & finite & (r < self._best))
+        blind = finite & self._beyond_rounding(norm)
+        if blind.any():
+            self._blind.append((k, blind))
+        self._keep_best(here.x, active & finite & ~blind & (r < self._best))
         # Written so that NaN passes nowhere.
-        passed = finite & (r <= here.target)
+        passed = finite & ~blind & (r <= here.target)
         if k > 0:
-            passed &= self._earned(r)
+            passed &= self._earned(r, norm)
         self._nonfinite = np.where(finite, 0, self._nonfinite + 1)
         self._end(passed, Status.CONVERGED)
         self._end(self._nonfinite > self.patience, Status.NONFINITE)
@@ -235,6 +242,8 @@ class Monitor:
         if not mask.any():
             return
         table = np.stack(self.history)
+        for k, blind in self._blind:
+            table[k, blind] = np.inf
         at = np.argmin(np.where(np.isfinite(table), table, np.inf), axis=0)
         best = table[at, np.arange(table.shape[1])]
         self.iterations = np.where(mask, at, self.iterations)
@@ -258,11 +267,21 @@ class Monitor:
     def _tensor(self, mask: np.ndarray) -> Tensor:
         return torch.from_numpy(mask.copy()).to(self.space.device)
 
-    def _earned(self, r: np.ndarray) -> np.ndarray:
+    def _beyond_rounding(self, norm: np.ndarray) -> np.ndarray:
+        """So far out that rounding hides the residuals seen before: at 1e20
+        a drift x + 1 measures 0."""
+        grown = norm > 2 * self._scale
+        return grown & (self._eps * norm > 0.5 * self._largest)
+
+    def _earned(self, r: np.ndarray, norm: np.ndarray) -> np.ndarray:
         """A relative test may not be passed by growth of P(x) alone: x + 1
-        drifts, its residual never falls, and r/|P(x)| goes to 0."""
-        at_start = r <= self.atol + self.rtol * self._scale
-        return at_start | (r <= 0.5 * self._largest)
+        drifts, its residual never falls, and r/|P(x)| goes to 0. So unless
+        the residual passes on the scale of the start, it must have fallen,
+        by the square root of the growth or more."""
+        at_start = r <= self.atol + self._relative(self._scale)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.minimum(0.5, np.sqrt(self._scale / norm))
+        return at_start | (r <= share * self._largest)
 
     def _still_rising(self) -> np.ndarray:
         window = max(10, len(self.history) // 2)

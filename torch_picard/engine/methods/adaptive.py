@@ -95,5 +95,5 @@ class Adaptive(Method):
         alpha = torch.maximum(1 - step, least).clamp(0.0, self.max_alpha)
         return torch.where(known, alpha, old)
 
-    def report(self, carry: _Carry) -> dict[str, Tensor]:
+    def report(self, carry: _Carry, here: Point) -> dict[str, Tensor]:
         return {"alpha": carry.alpha.detach()}

@@ -45,8 +45,8 @@ class Method:
         """
         raise NotImplementedError
 
-    def report(self, carry: Any) -> dict[str, Tensor]:
-        """What goes to ``Solution.info``."""
+    def report(self, carry: Any, here: Point) -> dict[str, Tensor]:
+        """What goes to ``Solution.info``, after the last evaluation."""
         return {}
 
 

@@ -206,6 +206,8 @@ class NewtonKrylov(Method):
             kantorovich=seen,
         )
 
-    def report(self, carry: _Carry) -> dict[str, Tensor]:
+    def report(self, carry: _Carry, here: Point) -> dict[str, Tensor]:
+        if carry.last is not None:
+            carry = self._learn(here.residual, carry, here.space)
         beta, eta, k = carry.kantorovich
         return {"beta": beta, "eta": eta, "K": k, "h": beta * eta * k}
