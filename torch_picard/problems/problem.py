@@ -42,7 +42,7 @@ class Problem:
         return fixed_point(self.operator, self.x0, **options)
 
     def error(self, x: Tensor) -> float:
-        """|x - x*| in l2 over the whole state.
+        """``|x - x*|`` in l2 over the whole state.
 
         Raises:
             ValueError: the problem has no exact solution.

@@ -23,7 +23,7 @@ class Method:
 
     @property
     def stride(self) -> float | None:
-        """h with |x_{k+1} - x_k| <= h*r(x_k) always; None if there is none.
+        """h with ``|x_{k+1} - x_k| <= h*r(x_k)`` always; None if none.
         Where it is known, the solve need not keep earlier iterates."""
         return None
 
