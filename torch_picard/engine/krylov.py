@@ -114,6 +114,7 @@ def _cycle(
     live = givens.rest > 0
     work = np.zeros(live.shape, dtype=np.int64)
     zeros = tuple(torch.zeros_like(t) for t in b)
+    eps = 10 * torch.finfo(space.dtype).eps
     history: list[np.ndarray] = []
     for j in range(budget):
         w = product(basis[j])
@@ -127,9 +128,12 @@ def _cycle(
         height = space.dot(w, w).clamp(min=0).sqrt()
         column.append(height)
         columns.append(column)
-        history.append(givens.push(np.stack([_host(c) for c in column])))
+        known = np.stack([_host(c) for c in column])
+        history.append(givens.push(known))
         work += live
-        live = live & _open(history[-1], target)
+        # a space that A does not leave has no more to give
+        leaves = known[-1] > eps * np.linalg.norm(known, axis=0)
+        live = live & leaves & _open(history[-1], target)
         if not live.any() or j + 1 == budget:
             break
         v = space.scale(_reciprocal(height), w)

@@ -1,0 +1,284 @@
+"""A result that does not lie: what each status means, and when it is given."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torch_picard import Picard, Status, fixed_point
+
+QUIET = {"on_failure": "ignore", "max_iter": 200}
+
+
+def zeros(n=4, dtype=torch.float64):
+    return torch.zeros(n, dtype=dtype)
+
+
+def is_best_iterate(operator, s):
+    """The value's measured residual is the least of the history."""
+    history = s.residual_history
+    least = torch.where(history.isfinite(), history, torch.inf).min(0).values
+    torch.testing.assert_close(s.residual, least)
+    measured = (operator(s.value) - s.value).norm()
+    torch.testing.assert_close(measured, s.residual[0], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("status", Status)
+def test_every_status_says_what_happened_and_what_to_try(status):
+    text = str(status)
+    assert text.startswith(f"{status.name}: ")
+    assert text.endswith(".")
+    remedy = "Try" in text or "try" in text or "Check" in text
+    assert remedy == status.failed
+
+
+def test_a_status_is_found_by_a_tensor():
+    assert Status(torch.tensor(2)) is Status.DIVERGED
+    assert Status(torch.tensor([0])) is Status.CONVERGED
+    with pytest.raises(ValueError, match="valid"):
+        Status(torch.tensor([0, 1]))
+
+
+@given(
+    shift=st.floats(1e-6, 1e6),
+    start=st.floats(-1e3, 1e9),
+    rtol=st.sampled_from([1e-5, 1e-3, 1e-2]),
+)
+def test_a_drift_never_converges(method, shift, start, rtol):
+    """x + 1 has no fixed point, though |P(x) - x|/|P(x)| goes to 0."""
+    x0 = torch.tensor([start], dtype=torch.float64)
+    if abs(shift) <= 2 * rtol * abs(start):
+        x0 = torch.zeros_like(x0)
+    s = fixed_point(lambda x: x + shift, x0, method=method, rtol=rtol, **QUIET)
+    assert s.status.item() == Status.STAGNATED
+    # an accelerator leaps as far as rounding lets it see the residual
+    assert s.residual.item() == pytest.approx(shift, rel=0.2)
+
+
+@pytest.mark.parametrize("period", range(2, 7))
+def test_plain_picard_on_a_permutation_is_a_cycle(period):
+    x0 = torch.arange(period, dtype=torch.float64)
+    s = fixed_point(lambda x: x.roll(1), x0, method=Picard(0.0), **QUIET)
+    assert s.status.item() == Status.STAGNATED
+    assert s.evaluations <= 60
+
+
+@pytest.mark.parametrize("r", [3.2, 3.5, 3.83, 3.63])
+def test_the_logistic_map_cycles_with_period_2_4_3_6(r):
+    def operator(x):
+        return r * x * (1 - x)
+
+    x0 = torch.tensor([0.3], dtype=torch.float64)
+    s = fixed_point(operator, x0, method=Picard(0.0), **QUIET)
+    assert s.status.item() == Status.STAGNATED
+    is_best_iterate(operator, s)
+
+
+def test_smoothing_and_acceleration_break_the_cycle(method):
+    if isinstance(method, Picard) and method.alpha == 0:
+        return
+    s = fixed_point(lambda x: 1 - x, zeros(), method=method, **QUIET)
+    assert s.converged.all()
+    torch.testing.assert_close(s.value, torch.full_like(s.value, 0.5))
+
+
+def test_chaos_is_not_convergence():
+    x0 = torch.tensor([0.3], dtype=torch.float64)
+    s = fixed_point(
+        lambda x: 3.99 * x * (1 - x),
+        x0,
+        method=Picard(0.0),
+        rtol=1e-8,
+        max_iter=1000,
+        on_failure="ignore",
+    )
+    assert s.status.item() == Status.STAGNATED
+
+
+@pytest.mark.parametrize("factor", [1.5, 3.0, -4.0, 40.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_divergence(factor, alpha):
+    if abs(alpha + (1 - alpha) * factor) <= 1:
+        return
+
+    def operator(x):
+        return factor * x + 1
+
+    s = fixed_point(operator, zeros(), method=Picard(alpha), **QUIET)
+    assert s.status.item() == Status.DIVERGED
+    assert torch.equal(s.value, zeros())  # the best iterate: the first
+    assert s.iterations.item() == 0
+    is_best_iterate(operator, s)
+
+
+@pytest.mark.parametrize("height", [50.0, 200.0])
+def test_transient_growth_is_not_divergence(method, height):
+    """A non-normal matrix of spectral radius .5."""
+    matrix = torch.tensor([[0.5, height], [0.0, 0.5]], dtype=torch.float64)
+    b = torch.ones(2, dtype=torch.float64)
+    s = fixed_point(
+        lambda x: matrix @ x + b, zeros(2), method=method, rtol=1e-10, **QUIET
+    )
+    assert s.converged.all()
+    exact = torch.linalg.solve(torch.eye(2).double() - matrix, b)
+    torch.testing.assert_close(s.value, exact)
+
+
+def test_a_long_transient_is_not_divergence():
+    """Ten coupled modes: the residual grows a thousandfold first."""
+    n = 10
+    matrix = 0.5 * torch.eye(n, dtype=torch.float64)
+    matrix += torch.diag(torch.full((n - 1,), 2.0).double(), 1)
+    b = torch.zeros(n, dtype=torch.float64)
+    b[-1] = 1.0
+    s = fixed_point(
+        lambda x: matrix @ x + b, zeros(n), rtol=1e-9, max_iter=2000
+    )
+    assert s.converged.all()
+    assert s.residual_history.max() > 500 * s.residual_history[0]
+
+
+def test_the_logarithm_leaves_its_domain(method):
+    """x = log x has no real solution."""
+    x0 = torch.tensor([3.0], dtype=torch.float64)
+    s = fixed_point(torch.log, x0, method=method, **QUIET)
+    assert s.status.item() in (Status.NONFINITE, Status.STAGNATED)
+    assert s.value.isfinite().all()
+    is_best_iterate(torch.log, s)
+    if isinstance(method, Picard):
+        assert s.status.item() == Status.NONFINITE
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("after", [0, 3])
+def test_a_value_that_is_not_finite(method, bad, after):
+    calls = 0
+
+    def operator(x):
+        nonlocal calls
+        calls += 1
+        z = 0.9 * x + 1
+        return z if calls <= after else z * bad
+
+    s = fixed_point(operator, zeros() + 1, method=method, rtol=1e-9, **QUIET)
+    if s.converged.all():  # an accelerator may be there by then
+        assert after
+        torch.testing.assert_close(s.value, zeros() + 10)
+        return
+    assert s.status.item() == Status.NONFINITE
+    assert s.value.isfinite().all()
+    if not after:
+        assert torch.equal(s.value, zeros() + 1)
+        assert s.iterations.item() == 0
+    assert not bool(s.residual < 0) and s.error_bound.item() == math.inf
+
+
+def test_one_bad_evaluation_need_not_be_the_end():
+    """Accelerators overshoot out of a domain, and step back into it."""
+    from torch_picard import Anderson, Broyden
+
+    for method in (Anderson(), Broyden()):
+        calls = 0
+
+        def operator(x):
+            nonlocal calls
+            calls += 1
+            z = torch.tanh(0.9 * x) + 1
+            return z * math.nan if calls == 4 else z
+
+        x0 = torch.linspace(-2, 2, 4, dtype=torch.float64)
+        s = fixed_point(operator, x0, method=method, rtol=1e-9, **QUIET)
+        assert s.converged.all()
+
+
+@given(seed=st.integers(0, 1000))
+def test_the_rounding_floor_of_float32_is_a_stall(method, contraction, seed):
+    p = contraction(seed, lipschitz=0.8)
+    for name in "qrcb":
+        setattr(p, name, getattr(p, name).float())
+    s = fixed_point(
+        p,
+        p.x0.float(),
+        method=method,
+        rtol=1e-12,
+        max_iter=1000,
+        on_failure="ignore",
+    )
+    # or it met the fixed point of the rounded map exactly
+    assert s.status.item() in (Status.STAGNATED, Status.CONVERGED)
+    if s.converged.all():
+        assert torch.equal(p(s.value), s.value)
+    assert s.residual.item() <= 1e-5
+    assert s.evaluations < 1000
+
+
+def test_max_iter_is_the_last_iterate():
+    s = fixed_point(
+        lambda x: 0.99 * x + 1, zeros(), max_iter=7, on_failure="ignore"
+    )
+    assert s.status.item() == Status.MAX_ITER
+    assert s.iterations.item() == 7
+    expected = 100 * (1 - 0.995**7)
+    torch.testing.assert_close(s.value, torch.full_like(s.value, expected))
+
+
+@given(
+    factor=st.floats(-20, 20),
+    alpha=st.floats(0.0, 0.9),
+    budget=st.integers(1, 80),
+)
+def test_whatever_happens_the_report_is_about_the_value(factor, alpha, budget):
+    def operator(x):
+        return factor * x + 1
+
+    s = fixed_point(
+        operator,
+        zeros(),
+        method=Picard(alpha),
+        max_iter=budget,
+        rtol=1e-7,
+        on_failure="ignore",
+    )
+    assert s.value.isfinite().all()
+    z = operator(s.value)
+    passes = (z - s.value).norm() <= 1e-7 * z.norm()
+    status = Status(s.status)
+    if status is Status.CONVERGED:
+        assert passes
+    if status in (Status.DIVERGED, Status.STAGNATED, Status.NONFINITE):
+        is_best_iterate(operator, s)
+        assert s.error_bound.item() == math.inf
+
+
+def test_a_constant_map_converges(method):
+    s = fixed_point(
+        lambda x: torch.ones_like(x), zeros(), method=method, rtol=1e-9
+    )
+    assert s.converged.all() and s.evaluations <= 60
+    torch.testing.assert_close(s.value, torch.ones_like(s.value))
+
+
+def test_the_identity_converges_where_it_starts(method):
+    s = fixed_point(lambda x: x.clone(), zeros() + 3, method=method)
+    assert s.converged.all() and s.evaluations == 1
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e6, 1e30])
+def test_the_scale_of_the_problem_does_not_matter(method, scale):
+    def solve(c):
+        return fixed_point(
+            lambda x: c * torch.tanh(0.8 * x / c) + 0.3 * c,
+            zeros(),
+            method=method,
+            rtol=1e-9,
+            max_iter=200,
+        )
+
+    small, plain = solve(scale), solve(1.0)
+    assert small.converged.all()
+    assert abs(small.evaluations - plain.evaluations) <= 1
+    torch.testing.assert_close(
+        small.value / scale, plain.value, rtol=1e-7, atol=0
+    )
