@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -133,8 +134,13 @@ def _differentiable(
     """``value`` with the derivative that was asked for."""
     if isinstance(gradient, Implicit):
 
+        # weak: the graph of the value must not keep the value alive
+        owner = weakref.ref(solution)
+
         def report(backward: Solution) -> None:
-            solution.backward = backward
+            forward = owner()
+            if forward is not None:
+                forward.backward = backward
             backward.report(on_failure, stacklevel=3)
 
         return attach(evaluate, evaluate.space, value, start, gradient, report)
