@@ -14,6 +14,7 @@ equation and is attached in the same way, so every order works.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,9 +77,11 @@ def attach(
         else:
             z = evaluate(state.point)
             state.captured = captured
-    inputs = (*z, *start, *state.captured)
-    if not any(t.requires_grad for t in inputs):
+    # z depends on the point it was evaluated at, which is nobody's business
+    outside = any(t.requires_grad for t in (*start, *state.captured))
+    if not (outside or state.opaque):
         return value
+    inputs = (*z, *start, *state.captured)
     return _Attach.apply(state, len(z), len(start), *inputs)
 
 
@@ -142,17 +145,34 @@ def _higher_order(
     wanted = [i for i, t in enumerate(captured) if t.requires_grad]
     pairs = [(a, b) for a, b in zip(z, u) if a.requires_grad]
     grads: list[Tensor | None] = [None] * len(captured)
-    found = torch.autograd.grad(
-        [a for a, _ in pairs],
-        [captured[i] for i in wanted],
-        [b for _, b in pairs],
-        create_graph=True,
-        allow_unused=True,
-    )
+    with _partial([captured[i] for i in wanted]):
+        found = torch.autograd.grad(
+            [a for a, _ in pairs],
+            [captured[i] for i in wanted],
+            [b for _, b in pairs],
+            create_graph=True,
+            allow_unused=True,
+        )
     gate.open = True
     for i, grad in zip(wanted, found):
         grads[i] = grad
     return tuple(grads)
+
+
+@contextmanager
+def _partial(closure: list[Tensor]):
+    """Within, a gradient that has reached one of these tensors goes no
+    further: where one depends on another, each still gets its own part."""
+    nodes = {t.grad_fn for t in closure} - {None}
+    hooks = [
+        node.register_prehook(lambda grads: (None,) * len(grads))
+        for node in nodes
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class _Gate:

@@ -1,0 +1,293 @@
+"""Derivatives against finite differences, for everything P depends on."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from torch_picard import (
+    Adaptive,
+    Anderson,
+    Broyden,
+    Implicit,
+    Picard,
+    Unrolled,
+    fixed_point,
+)
+
+EXACT = {
+    "unrolled": Unrolled(),
+    "checkpointed": Unrolled(checkpoint=True),
+    "implicit": Implicit(rtol=1e-13),
+    "implicit by Anderson": Implicit(Anderson(), rtol=1e-13, max_iter=300),
+    "implicit by Picard": Implicit(Picard(0.0), rtol=1e-13, max_iter=300),
+}
+
+
+@pytest.fixture(params=EXACT.values(), ids=EXACT.keys())
+def gradient(request):
+    return request.param
+
+
+def options(gradient, method=None):
+    return {
+        "gradient": gradient,
+        "method": method or Picard(0.2),
+        "rtol": 1e-14,
+        "atol": 1e-14,
+        "max_iter": 300,
+        "on_failure": "ignore",
+    }
+
+
+def inputs(*shapes, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    return tuple(
+        torch.randn(s, generator=rng, dtype=torch.float64).requires_grad_()
+        for s in shapes
+    )
+
+
+def check(fn, args):
+    assert gradcheck(fn, args)
+    assert gradgradcheck(fn, args)
+
+
+def test_closure_leaves_and_injected_x0(gradient):
+    """The weight is a leaf; x0 is the start and is injected as well."""
+
+    def solve(w, x0):
+        return fixed_point(
+            lambda x: torch.tanh(0.3 * x @ w) + x0, x0, **options(gradient)
+        ).value
+
+    check(solve, inputs((2, 2), (3, 2)))
+
+
+def test_closure_tensors_that_are_not_leaves(gradient):
+    def solve(a, b):
+        w, bias = 0.3 * torch.sin(a), b.exp()
+        return fixed_point(
+            lambda x: torch.tanh(x @ w + bias),
+            torch.zeros(2, 2, dtype=torch.float64),
+            **options(gradient),
+        ).value
+
+    check(solve, inputs((2, 2), (2,)))
+
+
+def test_closure_tensors_that_depend_on_each_other(gradient):
+    """Each gets its own part of the gradient, and none twice."""
+
+    def solve(a, x0):
+        b = a.tanh()
+        c = b[0] * a
+        return fixed_point(
+            lambda x: 0.3 * torch.sin(x * a) + 0.1 * b * c * torch.cos(x),
+            x0,
+            **options(gradient),
+        ).value
+
+    check(solve, inputs((2,), (2,)))
+
+
+def test_module_parameters(gradient):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(2, 2, dtype=torch.float64)
+
+    def solve(weight, bias):
+        def operator(x):
+            return 0.5 * torch.tanh(
+                torch.func.functional_call(
+                    layer, {"weight": weight, "bias": bias}, (x,)
+                )
+            )
+
+        x0 = torch.zeros(2, 2, dtype=torch.float64)
+        return fixed_point(operator, x0, **options(gradient)).value
+
+    check(solve, inputs((2, 2), (2,)))
+
+
+def test_a_closure_tensor_returned_as_it_is(gradient):
+    def solve(a):
+        b = 2 * a
+        return fixed_point(
+            lambda x: b, torch.zeros_like(a), **options(gradient)
+        ).value
+
+    check(solve, inputs((3,)))
+
+
+def test_dicts_and_segments(gradient):
+    def solve(a, b):
+        value = fixed_point(
+            lambda x: {
+                "u": 0.4 * torch.sin(x["v"]) + a,
+                "v": 0.3 * torch.cos(x["u"]) * b,
+            },
+            {"u": torch.zeros_like(a), "v": torch.zeros_like(b)},
+            segments="leading",
+            **options(gradient),
+        ).value
+        return value["u"], value["v"] * value["u"]
+
+    check(solve, inputs((2, 2), (2, 2)))
+
+
+def test_batch_vectors(gradient):
+    batch = torch.tensor([0, 0, 2])  # and an empty segment
+
+    def solve(a):
+        return fixed_point(
+            lambda x: 0.5 * torch.sin(x) * a + a,
+            torch.zeros_like(a),
+            segments=batch,
+            **options(gradient),
+        ).value
+
+    check(solve, inputs((3, 2)))
+
+
+def test_third_order():
+    def third(gradient):
+        (a,) = inputs((2,))
+        x = fixed_point(
+            lambda x: 0.4 * torch.sin(x * a) + a.exp(),
+            torch.zeros_like(a),
+            **options(gradient),
+        ).value
+        for _ in range(3):
+            (x,) = torch.autograd.grad(x.sum(), a, create_graph=True)
+        return x
+
+    torch.testing.assert_close(
+        third(Implicit(rtol=1e-14)), third(Unrolled()), rtol=1e-8, atol=0
+    )
+
+
+@pytest.mark.parametrize("kind", ["implicit", "checkpointed"])
+def test_every_method_has_the_same_gradient(method, kind):
+    def derivatives(gradient, method):
+        w, x0 = inputs((3, 3), (4, 3))
+        x = fixed_point(
+            lambda x: torch.tanh(0.25 * x @ w) + x0,
+            x0,
+            **options(gradient, method),
+        ).value
+        first = torch.autograd.grad(
+            x.square().sum(), (w, x0), create_graph=True
+        )
+        second = torch.autograd.grad(first[0].square().sum(), (w, x0))
+        return (*first, *second)
+
+    exact = derivatives(Unrolled(), Picard(0.0))
+    for mine, theirs in zip(derivatives(EXACT[kind], method), exact):
+        torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "method", [Anderson(), Broyden(), Adaptive()], ids=repr
+)
+def test_unrolled_is_the_derivative_of_what_was_done(method):
+    """After 4 steps, far from convergence."""
+
+    def solve(a, x0):
+        return fixed_point(
+            lambda x: torch.tanh(0.8 * x * a) + a,
+            x0,
+            method=method,
+            max_iter=4,
+            rtol=0.0,
+        ).value
+
+    assert gradcheck(solve, inputs((4,), (4,)))
+
+
+def test_a_learned_alpha():
+    def solve(alpha, x0):
+        return fixed_point(
+            lambda x: torch.cos(x) + 0.1 * x0,
+            x0,
+            method=Picard(alpha),
+            max_iter=4,
+            rtol=0.0,
+        ).value
+
+    alpha = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    per_channel = torch.tensor([0.1, 0.5], dtype=torch.float64)
+    (x0,) = inputs((3, 2))
+    check(solve, (alpha, x0))
+    check(solve, (per_channel.requires_grad_(), x0))
+
+
+def test_the_start_does_not_matter_at_a_fixed_point():
+    (x0,) = inputs((3,))
+    s = fixed_point(
+        lambda x: 0.5 * torch.sin(x) + 1, x0, **options(Implicit())
+    )
+    (g,) = torch.autograd.grad(s.value.sum(), x0)
+    assert torch.equal(g, torch.zeros_like(g))
+
+
+def test_no_grad(gradient, method):
+    w, x0 = inputs((2, 2), (3, 2))
+    with torch.no_grad():
+        s = fixed_point(
+            lambda x: torch.tanh(0.3 * x @ w) + x0,
+            x0,
+            **options(gradient, method),
+        )
+    assert not s.value.requires_grad
+    with torch.inference_mode():
+        t = fixed_point(
+            lambda x: torch.tanh(0.3 * x @ w) + x0,
+            x0,
+            **options(gradient, method),
+        )
+    assert not t.value.requires_grad
+
+
+def test_nothing_to_differentiate(gradient):
+    s = fixed_point(
+        lambda x: 0.5 * x + 1,
+        torch.zeros(3, dtype=torch.float64),
+        **options(gradient),
+    )
+    assert not s.value.requires_grad
+
+
+def test_the_solution_holds_no_graph(method):
+    w, x0 = inputs((2, 2), (3, 2))
+    s = fixed_point(lambda x: torch.tanh(0.3 * x @ w) + x0, x0, method=method)
+    assert s.value.requires_grad
+    for t in (
+        s.residual,
+        s.residual_history,
+        s.rate,
+        s.error_bound,
+        *s.info.values(),
+    ):
+        assert not t.requires_grad
+
+
+def test_checkpointing_stores_less():
+    def saved(gradient):
+        w, x0 = inputs((8, 8), (50, 8))
+        count = 0
+
+        def pack(t):
+            nonlocal count
+            count += t.numel()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            fixed_point(
+                lambda x: torch.tanh(torch.tanh(0.1 * x @ w) @ w * 0.1) + x0,
+                x0,
+                max_iter=20,
+                rtol=0.0,
+                gradient=gradient,
+            )
+        return count
+
+    assert saved(Unrolled(checkpoint=True)) < 0.5 * saved(Unrolled())
