@@ -18,20 +18,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
+from .adjoint import cotangent
+from .closure import Closure
 from .gradients import Implicit
-from .krylov import gmres
-from .loop import iterate, linear_solution
-from .monitor import Monitor
-from .operator import Evaluator, pullback
+from .operator import pullback
 from .solution import Solution
-from .space import Leaves, Space, add, detach, sub
-from .status import Status
+from .space import Leaves, Space, add, detach
 
 
 @dataclass
@@ -70,7 +65,7 @@ def attach(
     with torch.enable_grad():
         state.point = tuple(t.detach().requires_grad_() for t in value)
         if captured is None:
-            with _Closure(state.point) as closure:
+            with Closure(state.point) as closure:
                 z = evaluate(state.point)
             state.captured = closure.tensors(z)
             state.opaque = closure.opaque
@@ -163,7 +158,7 @@ def _higher_order(
 def _partial(closure: list[Tensor]):
     """Within, a gradient that has reached one of these tensors goes no
     further: where one depends on another, each still gets its own part."""
-    nodes = {t.grad_fn for t in closure} - {None}
+    nodes = {t.grad_fn for t in closure if t.grad_fn is not None}
     hooks = [
         node.register_prehook(lambda grads: (None,) * len(grads))
         for node in nodes
@@ -206,167 +201,7 @@ def _local(state: Backward, out: Leaves) -> tuple[Leaves, Leaves]:
 
 
 def _cotangent(state: Backward, z: Leaves, x: Leaves, g: Leaves) -> Leaves:
-    """u of (I - J^T) u = g, per segment, to rtol*|g|."""
-    space, options = state.space, state.options
-    g = detach(g)
-
-    def transposed(v: Leaves) -> Leaves:
-        w = pullback(z, x, space.lower(v))
-        return space.lift(w)
-
-    size = space.norm(g).cpu().double().numpy()
-    target = options.rtol * size
-    lifted = space.lift(g)
-    with torch.no_grad():
-        if options.method is None:
-            u, solution = _krylov(transposed, lifted, space, target, options)
-        else:
-            u, solution = _iterated(transposed, g, space, target, options)
+    """u of (I - J^T) u = g; whoever wants to know hears how it went."""
+    u, solution = cotangent(z, x, g, state.space, state.options)
     state.report(solution)
-    return space.lower(u)
-
-
-def _krylov(
-    transposed: Callable[[Leaves], Leaves],
-    g: Leaves,
-    space: Space,
-    target: np.ndarray,
-    options: Implicit,
-) -> tuple[Leaves, Solution]:
-    """GMRES, its residual measured and not only estimated."""
-
-    def product(v: Leaves) -> Leaves:
-        return sub(v, transposed(v))
-
-    eps = torch.finfo(space.dtype).eps
-    u = tuple(torch.zeros_like(t) for t in g)
-    rest = g
-    residual = space.norm(g).cpu().double().numpy()
-    smallest = residual
-    spent, history = 0, [residual]
-    stalled = False
-    goal = target
-    while not (residual <= goal).all() and not stalled:
-        left = options.max_iter - spent - 1
-        if left < 1:
-            break
-        result = gmres(product, rest, space, goal, max_products=left)
-        u = add(u, result.x)
-        rest = sub(g, product(u))
-        spent += result.products + 1
-        residual = space.norm(rest).cpu().double().numpy()
-        history += [*result.history[1:], residual]
-        goal = target + 10 * eps * space.norm(u).cpu().double().numpy()
-        with np.errstate(invalid="ignore"):
-            stalled = not (residual < 0.5 * smallest).any()
-        smallest = np.fmin(smallest, residual)
-    finite = np.isfinite(residual)
-    status = np.where(
-        residual <= goal,
-        Status.CONVERGED,
-        np.where(
-            finite,
-            Status.STAGNATED if stalled else Status.MAX_ITER,
-            Status.NONFINITE,
-        ),
-    )
-    if not finite.all():
-        # GMRES leaves 0 there, but a NaN must reach those who look for it.
-        mask = torch.from_numpy(finite).to(space.device)
-        nan = tuple(torch.full_like(t, torch.nan) for t in u)
-        u = space.where(mask, u, nan)
-    return u, linear_solution(space, status, spent, residual, history)
-
-
-def _iterated(
-    transposed: Callable[[Leaves], Leaves],
-    g: Leaves,
-    space: Space,
-    target: np.ndarray,
-    options: Implicit,
-) -> tuple[Leaves, Solution]:
-    """u <- J^T u + g by a method of the engine."""
-    assert options.method is not None
-    inner = Space(g)
-    inner.segments, inner.size = space.segments, space.size
-    lifted = inner.lift(g)
-    evaluate = Evaluator(
-        lambda u: inner.lower(add(transposed(inner.lift(u)), lifted)), inner
-    )
-    watch = Monitor(inner, 0.0, target, options.method)
-    u, solution = iterate(
-        evaluate,
-        options.method,
-        g,
-        options.method.init(inner),
-        max_iter=options.max_iter,
-        watch=watch,
-    )
-    return inner.lift(u), solution
-
-
-class _Closure(TorchFunctionMode):
-    """Finds the tensors that an evaluation reaches from outside.
-
-    Function calls show tensors as arguments; the graph of the result shows
-    the parameters that no call showed, and whether anything was missed.
-    Nodes made during the evaluation have later sequence numbers.
-    """
-
-    def __init__(self, point: Leaves):
-        super().__init__()
-        self.point = {id(t) for t in point}
-        self.found: dict[int, Tensor] = {}
-        self.opaque = False
-        marker = point[0].view_as(point[0])
-        assert marker.grad_fn is not None
-        self.start = marker.grad_fn._sequence_nr()
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        for t in pytree.tree_leaves((args, kwargs)):
-            if isinstance(t, Tensor) and t.requires_grad:
-                self._see(t)
-        return func(*args, **kwargs)
-
-    def _see(self, t: Tensor) -> None:
-        outside = t.grad_fn is None or not self._inner(t.grad_fn)
-        if outside and id(t) not in self.point:
-            self.found[id(t)] = t
-
-    def _inner(self, node: Any) -> bool:
-        leaf = hasattr(node, "variable")
-        return not leaf and node._sequence_nr() > self.start
-
-    def tensors(self, z: Leaves) -> list[Tensor]:
-        """Everything found, after a walk over the graph of z."""
-        known = {
-            (t.grad_fn, t.output_nr)
-            for t in self.found.values()
-            if t.grad_fn is not None
-        }
-        todo: list[Any] = []
-        for t in z:
-            if t.requires_grad:
-                self._see(t)  # P may return a closure tensor as it is
-            if t.grad_fn is not None:
-                todo.append((t.grad_fn, t.output_nr))
-        known |= {
-            (t.grad_fn, t.output_nr)
-            for t in self.found.values()
-            if t.grad_fn is not None
-        }
-        seen: set[Any] = set()
-        while todo:
-            node, nr = todo.pop()
-            if node is None or (node, nr) in seen:
-                continue
-            seen.add((node, nr))
-            if hasattr(node, "variable"):
-                if id(node.variable) not in self.point:
-                    self.found[id(node.variable)] = node.variable
-            elif self._inner(node):
-                todo.extend(node.next_functions)
-            elif (node, nr) not in known:
-                self.opaque = True
-        return list(self.found.values())
+    return u

@@ -133,7 +133,6 @@ def _differentiable(
 ) -> Leaves:
     """``value`` with the derivative that was asked for."""
     if isinstance(gradient, Implicit):
-
         # weak: the graph of the value must not keep the value alive
         owner = weakref.ref(solution)
 

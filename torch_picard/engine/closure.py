@@ -1,0 +1,73 @@
+"""Which tensors an evaluation reaches by closure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from .space import Leaves
+
+
+class Closure(TorchFunctionMode):
+    """Finds the tensors that an evaluation reaches from outside.
+
+    Function calls show tensors as arguments; the graph of the result shows
+    the parameters that no call showed, and whether anything was missed.
+    Nodes made during the evaluation have later sequence numbers.
+    """
+
+    def __init__(self, point: Leaves):
+        super().__init__()
+        self.point = {id(t) for t in point}
+        self.found: dict[int, Tensor] = {}
+        self.opaque = False
+        marker = point[0].view_as(point[0])
+        assert marker.grad_fn is not None
+        self.start = marker.grad_fn._sequence_nr()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        for t in pytree.tree_leaves((args, kwargs)):
+            if isinstance(t, Tensor) and t.requires_grad:
+                self._see(t)
+        return func(*args, **kwargs)
+
+    def _see(self, t: Tensor) -> None:
+        outside = t.grad_fn is None or not self._inner(t.grad_fn)
+        if outside and id(t) not in self.point:
+            self.found[id(t)] = t
+
+    def _inner(self, node: Any) -> bool:
+        leaf = hasattr(node, "variable")
+        return not leaf and node._sequence_nr() > self.start
+
+    def tensors(self, z: Leaves) -> list[Tensor]:
+        """Everything found, after a walk over the graph of z."""
+        todo: list[Any] = []
+        for t in z:
+            if t.requires_grad:
+                self._see(t)  # P may return a closure tensor as it is
+            if t.grad_fn is not None:
+                todo.append((t.grad_fn, t.output_nr))
+        known = {
+            (t.grad_fn, t.output_nr)
+            for t in self.found.values()
+            if t.grad_fn is not None
+        }
+        seen: set[Any] = set()
+        while todo:
+            node, nr = todo.pop()
+            if node is None or (node, nr) in seen:
+                continue
+            seen.add((node, nr))
+            if hasattr(node, "variable"):
+                if id(node.variable) not in self.point:
+                    self.found[id(node.variable)] = node.variable
+            elif self._inner(node):
+                todo.extend(node.next_functions)
+            elif (node, nr) not in known:
+                self.opaque = True
+        return list(self.found.values())
