@@ -192,7 +192,7 @@ def parse() -> argparse.Namespace:
         "--noise",
         type=float,
         nargs="+",
-        help="drop-in noise levels (default: 0 0.5 for DigitsGraph, else 0)",
+        help="drop-in noise levels (default: 0 0.8 for DigitsGraph, else 0)",
     )
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument(
@@ -216,7 +216,7 @@ def parse() -> argparse.Namespace:
     if args.runs < 1:
         parser.error("--runs must be positive")
     if args.noise is None:
-        args.noise = [0.0, 0.5] if args.dataset == DATASETS[0] else [0.0]
+        args.noise = [0.0, 0.8] if args.dataset == DATASETS[0] else [0.0]
     return args
 
 

@@ -24,7 +24,7 @@ def arguments(tmp_path, monkeypatch):
     cell = dict.fromkeys(("GCN", "GAT"), SETTING)
     cell |= {f"IterGNN-{conv}": LOOP for conv in ("GCN", "GAT")}
     cell |= {f"PIGN-{conv}": LOOP for conv in ("GCN", "GAT")}
-    cells = {f"DigitsGraph/{noise}/raw": cell for noise in ("0", "0.5")}
+    cells = {f"DigitsGraph/{noise}/raw": cell for noise in ("0", "0.8")}
     settings = tmp_path / "settings.json"
     settings.write_text(json.dumps(cells))
 
