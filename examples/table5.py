@@ -41,7 +41,12 @@ def load(folder: Path) -> dict:
         content = json.loads(path.read_text())
         for noise, models in content["cells"].items():
             name = (content["dataset"], noise, content["features"])
-            cells[name] = {m: entry["runs"] for m, entry in models.items()}
+            count = min(len(entry["runs"]) for entry in models.values())
+            if count > 1:
+                cells[name] = {
+                    model: entry["runs"][:count]
+                    for model, entry in models.items()
+                }
     return cells
 
 
@@ -72,7 +77,11 @@ def comparison(cells: dict, noise: str) -> list[list[str]]:
             else:
                 row.append(accuracy(cells[name][model]))
         rows.append(row)
-    return rows
+    counts = ["runs"]
+    for source, name in names:
+        ours = source == "ours"
+        counts.append(str(len(cells[name]["GCN"])) if ours else "100")
+    return [*rows, counts]
 
 
 def loops(cells: dict) -> list[list[str]]:
@@ -111,17 +120,25 @@ def rst(rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
+def report(cells: dict, show) -> str:
+    parts = []
+    for noise, title in [("0", "Clean:"), ("0.5", "Half of the zeros on:")]:
+        if any(level == noise for _, level, _ in cells):
+            parts += [title, show(comparison(cells, noise))]
+    return "\n\n".join([*parts, "How the loops ended:", show(loops(cells))])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--rst", action="store_true")
+    parser.add_argument("--write", type=Path, help="a file for the tables")
     args = parser.parse_args()
     cells = load(args.results)
-    show = rst if args.rst else text
-    for noise, title in [("0", "Clean"), ("0.5", "Half of the zeros on")]:
-        if any(level == noise for _, level, _ in cells):
-            print(title, show(comparison(cells, noise)), "", sep="\n\n")
-    print("How the loops ended", show(loops(cells)), sep="\n\n")
+    if not cells:
+        raise SystemExit(f"no results in {args.results}")
+    print(report(cells, text))
+    if args.write:
+        args.write.write_text(report(cells, rst) + "\n")
 
 
 if __name__ == "__main__":
