@@ -47,6 +47,21 @@ def settings_of(model: str, cell: dict, cell_name: str) -> dict:
     return setting
 
 
+def borrowed(chosen: dict, name: str) -> dict:
+    """The settings of a cell of the table; where none were searched for,
+    those of Cora, with a word about it."""
+    if name in chosen:
+        return chosen[name]
+    _, noise, features = name.split("/")
+    noisy = "0" if noise == "0" else "0.5"
+    options = [f"Cora/{noisy}/{features}", f"Cora/{noisy}/raw"]
+    other = next((o for o in options if o in chosen), None)
+    if other is None:
+        raise SystemExit(f"no settings for {name}: run search.py")
+    print(f"No settings were searched for {name}: using those of {other}.")
+    return chosen[other]
+
+
 class Results:
     """Runs by noise level and model, kept in a file if there is one."""
 
@@ -230,9 +245,9 @@ def main() -> None:
     bar = tqdm(total=len(args.noise) * args.runs * len(args.models))
     for noise in args.noise:
         name = key(args.dataset, noise, args.features)
+        cell = borrowed(chosen, name)
         settings = {
-            model: settings_of(model, chosen.get(name, {}), name)
-            for model in args.models
+            model: settings_of(model, cell, name) for model in args.models
         }
         runs = {m: results.runs(noise, m, s) for m, s in settings.items()}
         for seed in range(args.runs):

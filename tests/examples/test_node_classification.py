@@ -183,3 +183,17 @@ def test_direction_of_tiny_and_absent_signals():
     assert torch.allclose(out, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
     out.sum().backward()
     assert bool(torch.isfinite(x.grad).all())
+
+
+def test_a_cell_without_a_search_borrows_and_says_so(capsys):
+    import node_classification as script
+
+    chosen = {"Cora/0.5/raw": {"GCN": {}}}
+    assert script.borrowed(chosen, "Cora/0.5/raw") is chosen["Cora/0.5/raw"]
+    assert not capsys.readouterr().out
+    for features in ("raw", "centred"):
+        found = script.borrowed(chosen, f"Photo/0.3/{features}")
+        assert found is chosen["Cora/0.5/raw"]
+        assert "Cora/0.5/raw" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="run search"):
+        script.borrowed(chosen, "Photo/0/raw")
