@@ -290,6 +290,8 @@ def _segments(segments: Any, leaves: Leaves, spec: Any):
     for batch, leaf in zip(index, leaves):
         _check_batch(batch, leaf)
     size = 1 + max(int(batch[-1]) for batch in index)
+    if torch.compiler.is_compiling():
+        torch._check(size >= 1)  # unknown to the compiler otherwise
     return Batched(index, size)
 
 

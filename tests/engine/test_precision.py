@@ -1,0 +1,170 @@
+"""Half precision, autocast, and the dtype of the algebra."""
+
+import pytest
+import torch
+
+from torch_picard import (
+    Anderson,
+    Implicit,
+    OneStep,
+    Phantom,
+    Picard,
+    Status,
+    Unrolled,
+    fixed_point,
+)
+
+GRADIENTS = [
+    Unrolled(),
+    Unrolled(checkpoint=True),
+    Implicit(rtol=1e-4),
+    Phantom(2),
+    OneStep(),
+]
+
+
+def layer(dtype=torch.float32):
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(8, 8, dtype=dtype)
+    with torch.no_grad():
+        linear.weight *= 0.5 / torch.linalg.matrix_norm(
+            linear.weight.float(), 2
+        )
+    return linear
+
+
+def solve(linear, x0, **options):
+    options = {"rtol": 1e-2, "max_iter": 100, **options}
+    return fixed_point(lambda x: torch.tanh(linear(x)) + x0, x0, **options)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS, ids=repr)
+def test_autocast(method, gradient):
+    """P runs in bfloat16; the state and the algebra stay in float32."""
+    linear, x0 = layer(), torch.randn(4, 8)
+    seen = []
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        s = fixed_point(
+            lambda x: seen.append(linear(x).dtype) or linear(x) + x0,
+            x0,
+            method=method,
+            gradient=gradient,
+            rtol=1e-2,
+            max_iter=100,
+        )
+    assert set(seen) == {torch.bfloat16}
+    assert s.converged.all()
+    assert s.value.dtype == s.residual.dtype == torch.float32
+    s.value.square().sum().backward()  # outside of autocast
+    mine = linear.weight.grad.clone()
+    linear.weight.grad = None
+    exact = fixed_point(
+        lambda x: linear(x) + x0,
+        x0,
+        method=method,
+        gradient=gradient,
+        rtol=1e-2,
+        max_iter=100,
+    )
+    exact.value.square().sum().backward()
+    difference = (mine - linear.weight.grad).norm()
+    assert difference <= 0.05 * linear.weight.grad.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "gradient", [Unrolled(), Implicit(rtol=1e-2)], ids=repr
+)
+def test_half_precision_states(method, dtype, gradient):
+    linear = layer(dtype)
+    x0 = torch.randn(4, 8).to(dtype).requires_grad_()
+    s = solve(linear, x0, method=method, gradient=gradient)
+    assert s.converged.all()
+    assert s.value.dtype == dtype
+    assert s.residual.dtype == s.residual_history.dtype == torch.float32
+    s.value.float().sum().backward()
+    assert linear.weight.grad.dtype == x0.grad.dtype == dtype
+    assert linear.weight.grad.isfinite().all()
+    exact = solve(layer(), x0.detach().float(), rtol=1e-6)
+    error = (s.value.float() - exact.value).norm() / exact.value.norm()
+    assert error <= 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_beyond_half_precision_is_a_stall(method, dtype):
+    """Or the rounded map has a fixed point of its own."""
+    linear, x0 = layer(dtype), torch.randn(4, 8).to(dtype)
+    s = solve(linear, x0, method=method, rtol=1e-7, on_failure="ignore")
+    assert s.status.item() in (
+        Status.STAGNATED,
+        Status.CONVERGED,
+        Status.MAX_ITER,
+    )
+    if s.converged.all():
+        z = torch.tanh(linear(s.value)) + x0
+        r = (z.float() - s.value.float()).norm()
+        assert r <= 1e-7 * z.float().norm()
+
+
+def test_leaves_of_different_dtype(method):
+    s = fixed_point(
+        lambda x: (0.5 * torch.cos(x[0]), 0.5 * torch.cos(x[1])),
+        (torch.zeros(3), torch.zeros(2, dtype=torch.float64)),
+        method=method,
+    )
+    assert s.converged.all()
+    assert [t.dtype for t in s.value] == [torch.float32, torch.float64]
+    assert s.residual.dtype == torch.float64
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS, ids=repr)
+def test_without_autocast_a_changed_dtype_is_an_error(gradient):
+    with pytest.raises(ValueError, match="dtype"):
+        fixed_point(
+            lambda x: x.double() * 0.5, torch.zeros(3), gradient=gradient
+        )
+
+
+def test_small_and_large_numbers_in_float16():
+    """Squares of 300 overflow in float16, the norms do not."""
+    x0 = torch.full((100,), 300.0, dtype=torch.float16)
+    s = fixed_point(lambda x: 0.5 * x + 150, x0, rtol=1e-2)
+    assert s.converged.all() and s.residual.item() == 0
+    s = fixed_point(
+        lambda x: 0.5 * x + 200,
+        x0,
+        rtol=1e-2,
+        method=Anderson(),
+    )
+    assert s.converged.all()
+    assert (s.value - 400).abs().max() <= 4
+
+
+def test_the_default_tolerance_is_reached_in_float32(method):
+    linear, x0 = layer(), torch.randn(4, 8)
+    s = solve(linear, x0, method=method, rtol=1e-5)
+    assert s.converged.all()
+
+
+def test_a_float32_gradient(method):
+    linear, x0 = layer(), torch.randn(4, 8)
+
+    def gradient_of(kind):
+        linear.weight.grad = None
+        s = solve(linear, x0, rtol=1e-6, method=method, gradient=kind)
+        s.value.square().sum().backward()
+        return linear.weight.grad
+
+    exact = gradient_of(Unrolled())
+    mine = gradient_of(Implicit())
+    assert (mine - exact).norm() <= 1e-4 * exact.norm()
+
+
+def test_picard_in_float32_is_the_loop_in_float32():
+    linear, x = layer(), torch.randn(4, 8)
+    x0 = x
+    with torch.no_grad():
+        s = solve(linear, x0, method=Picard(0.25), rtol=0.0, max_iter=9)
+        for _ in range(9):
+            x = torch.lerp(x, torch.tanh(linear(x)) + x0, 0.75)
+    assert torch.equal(s.value, x)
