@@ -51,8 +51,9 @@ def both(fn, backend, *args):
 
 INDUCTOR_NAN = pytest.mark.xfail(
     strict=True,
-    reason="Inductor of torch 2.13 returns NaN for the gradient of an "
-    "accelerated solve; the value, and both under aot_eager, are right",
+    reason="open: compiled by inductor (torch 2.13) the gradient of an "
+    "accelerated solve is NaN, cause unknown; the value is right, and under "
+    "aot_eager both are",
 )
 
 
