@@ -107,7 +107,7 @@ def test_search_is_reproducible_and_inside_its_ranges(monkeypatch):
     monkeypatch.setattr(search, "validate", lambda *args: args[1]["lr"])
     first = search.search("PIGN-GCN", "Cora", None, 0.5, "raw")
     assert first == search.search("PIGN-GCN", "Cora", None, 0.5, "raw")
-    options = search.ranges("PIGN-GCN", "Cora", 0.5, "raw")
+    options = search.ranges("PIGN-GCN", "Cora")
     assert all(first[0][name] in options[name] for name in options)
 
 
