@@ -77,6 +77,7 @@ $(VENV)/requirements.stamp: constraints.txt requirements.txt
 	@touch $@
 
 # Without build isolation: the build must see the torch installed above.
-$(VENV)/package.stamp: $(VENV)/requirements.stamp pyproject.toml setup.py
+$(VENV)/package.stamp: $(VENV)/requirements.stamp pyproject.toml setup.py \
+		$(wildcard torch_picard/csrc/*/*)
 	$(PIP) install --no-build-isolation --no-deps -e .
 	@touch $@

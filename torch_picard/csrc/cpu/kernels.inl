@@ -1,0 +1,453 @@
+// The kernels, compiled once for each instruction set.
+#include "kernels.h"
+#include "vec.h"
+
+namespace torch_picard {
+namespace ISA {
+
+// Columns are worked on in tiles that stay in registers while all the
+// entries of a row go by: up to 8 vectors, then 4, 2, 1. A rest narrower than
+// a vector is done as a vector, too: one that overlaps the tile before it or,
+// in a matrix narrower than a vector, reads into the next row.
+constexpr int kTile = 8;
+constexpr int kAhead = 12;  // entries between a prefetch and its use
+
+// A vector of row `row` at column c; in the last rows of a narrow matrix only
+// as much of it as there is.
+template <bool kNarrow, class T>
+static inline Vec<Acc<T>> load_row(const T* p, int64_t row, int64_t c,
+                                   int64_t rows, int64_t channels) {
+  constexpr int N = Lanes<Acc<T>>::N;
+  const T* at = p + row * channels + c;
+  if constexpr (kNarrow) {
+    if ((rows - row) * channels < N) {
+      Vec<Acc<T>> v = {};
+      for (int64_t k = 0; k < channels; k++) v[k] = widen(at[k]);
+      return v;
+    }
+  }
+  return load(at);
+}
+
+template <bool kNarrow, class A, class T>
+static inline void store_row(Vec<A> v, T* p, int64_t channels, bool past) {
+  if constexpr (kNarrow) {
+    for (int64_t k = 0; k < channels; k++) narrow(v[k], p + k);
+  } else if constexpr (sizeof(T) == sizeof(A)) {
+    if (past)
+      stream<A>(v, p);
+    else
+      store<A>(v, p);
+  } else {
+    store<A>(v, p);
+  }
+}
+
+// Where in the results a tile goes.
+struct Tile {
+  int64_t row, column;
+  int64_t length;  // entries of the row
+  int vectors;
+  int repeated;  // leading lanes that the tile before this one has counted
+};
+
+// Everything after the aggregation, on vectors that are still in the cache:
+// z = activation(sum + bias + inject), y = alpha*x + (1-alpha)*z.
+template <class X, bool kNarrow>
+__attribute__((noinline)) static void finish_tile(const Propagate& job,
+                                                  const Tile& tile,
+                                                  const Vec<Acc<X>>* sums) {
+  using A = Acc<X>;
+  using V = Vec<A>;
+  constexpr int N = Lanes<A>::N;
+  const int64_t i = tile.row, channels = job.channels;
+  const A alpha = A(job.alpha), rest = A(1.0 - job.alpha);
+  const X* x = (const X*)job.x;
+  const X* inject = (const X*)job.inject;
+  const A* bias = (const A*)job.bias;
+  V square = {}, norm = {};
+#pragma GCC unroll 1
+  for (int k = 0; k < tile.vectors; k++) {
+    const int64_t c = tile.column + k * N, at = i * channels + c;
+    V z = sums[k];
+    if (job.reduce == Reduce::mean && tile.length > 1) z = z / A(tile.length);
+    if (bias) z += load_row<kNarrow>(bias, 0, c, 1, channels);
+    if (inject) z += load_row<kNarrow>(inject, i, c, i + 1, channels);
+    if (job.activation == Activation::relu)
+      z = select<A>(z < 0, z * 0, z);  // leaves NaN alone
+    else if (job.activation == Activation::tanh)
+      z = tanh<A>(z);
+    if (job.z) store_row<kNarrow, A>(z, (X*)job.z + at, channels, false);
+    V y = z;
+    if (x) {
+      V old = load_row<kNarrow>(x, i, c, i + 1, channels);
+      V d = z - old, w = z;
+      if (kNarrow || tile.repeated) {
+        for (int l = 0; l < N; l++)
+          if (l < tile.repeated || (kNarrow && l >= channels)) d[l] = w[l] = 0;
+      }
+      square += d * d;
+      norm += w * w;
+      if (alpha != 0) y = alpha * old + rest * z;
+    }
+    if (job.y) store_row<kNarrow, A>(y, (X*)job.y + at, channels, job.stream);
+  }
+  if (job.stats) {
+    job.stats[2 * i] += total<A>(square);
+    job.stats[2 * i + 1] += total<A>(norm);
+  }
+}
+
+// Aggregates `kVectors` vectors of a row.
+template <int kVectors, bool kMax, bool kNarrow, class I, class H>
+static inline void gather_tile(const Propagate& job, const Tile& tile,
+                               Vec<Acc<H>>* sums) {
+  using A = Acc<H>;
+  using V = Vec<A>;
+  constexpr int N = Lanes<A>::N;
+  const I* col = (const I*)job.col;
+  const A* value = (const A*)job.value;
+  const H* h = (const H*)job.h;
+  const int64_t channels = job.channels, c = tile.column;
+  const int64_t first = ((const I*)job.rowptr)[tile.row];
+  const int64_t end = first + tile.length;
+  const int64_t last = job.entries - 1;
+
+  // Two bfloat16 of a word widen with one operation each if the even and the
+  // odd columns are summed apart.
+  constexpr bool kPaired = __is_same(H, BF16) && kVectors > 1 && !kMax;
+
+  V acc[kVectors];
+  Mask<A> from[kVectors];
+#pragma GCC unroll 8
+  for (int k = 0; k < kVectors; k++) {
+    acc[k] = V{};
+    if constexpr (kMax) from[k] = Mask<A>{} - 1;
+  }
+  for (int64_t e = first; e < end; e++) {
+    const int64_t ahead = e + kAhead < last ? e + kAhead : last;
+    const char* next = (const char*)(h + int64_t(col[ahead]) * channels + c);
+#pragma GCC unroll 8
+    for (size_t b = 0; b < sizeof(H) * N * kVectors; b += 64)
+      __builtin_prefetch(next + b);
+    const int64_t j = col[e];
+    const A v = value ? value[e] : A(1);
+    if constexpr (kPaired) {
+#pragma GCC unroll 8
+      for (int k = 0; k < kVectors; k += 2) {
+        typename Lanes<A>::U pair;
+        std::memcpy(&pair, h + j * channels + c + k * N, sizeof pair);
+        acc[k] += v * (V)(pair << 16);
+        acc[k + 1] += v * (V)(pair & 0xffff0000u);
+      }
+      continue;
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < kVectors; k++) {
+      V m = load_row<kNarrow>(h, j, c + k * N, job.sources, channels);
+      if constexpr (kMax) {
+        m = v * m;
+        Mask<A> larger = (e == first) ? (m == m) | (m != m)
+                                      : (m > acc[k]) | (m != m);
+        larger &= acc[k] == acc[k];  // the first NaN stays
+        acc[k] = select<A>(larger, m, acc[k]);
+        from[k] = (larger & (Mask<A>{} + typename Lanes<A>::Int(e))) |
+                  (~larger & from[k]);
+      } else {
+        acc[k] += v * m;
+      }
+    }
+  }
+  if constexpr (kPaired) {
+    for (int k = 0; k < kVectors; k += 2) {
+      A* out = (A*)(sums + k);
+      for (int l = 0; l < N; l++) {
+        out[2 * l] = acc[k][l];
+        out[2 * l + 1] = acc[k + 1][l];
+      }
+    }
+    return;
+  }
+#pragma GCC unroll 8
+  for (int k = 0; k < kVectors; k++) sums[k] = acc[k];
+  if constexpr (kMax)
+    if (job.arg)
+      for (int k = 0; k < kVectors; k++)
+        for (int l = 0; l < (kNarrow ? channels : N); l++)
+          job.arg[tile.row * channels + c + k * N + l] = int32_t(from[k][l]);
+}
+
+template <bool kMax, class I, class H>
+static void propagate_rows(const Propagate& job, int64_t begin, int64_t end,
+                           void (*finish)(const Propagate&, const Tile&,
+                                          const Vec<Acc<H>>*)) {
+  constexpr int N = Lanes<Acc<H>>::N;
+  const I* rowptr = (const I*)job.rowptr;
+  const int64_t whole = job.channels / N * N;
+  const int rest = int(job.channels - whole);
+  Vec<Acc<H>> sums[kTile];
+  for (int64_t i = begin; i < end; i++) {
+    if (job.stats) job.stats[2 * i] = job.stats[2 * i + 1] = 0;
+    Tile tile{i, 0, int64_t(rowptr[i + 1] - rowptr[i]), 1, 0};
+    if (whole == 0) {
+      gather_tile<1, kMax, true, I, H>(job, tile, sums);
+      finish(job, tile, sums);
+      continue;
+    }
+    while (tile.column < job.channels) {
+      const int64_t left = (whole - tile.column) / N;
+      if (left >= 8) {
+        tile.vectors = 8;
+        gather_tile<8, kMax, false, I, H>(job, tile, sums);
+      } else if (left >= 4) {
+        tile.vectors = 4;
+        gather_tile<4, kMax, false, I, H>(job, tile, sums);
+      } else if (left >= 2) {
+        tile.vectors = 2;
+        gather_tile<2, kMax, false, I, H>(job, tile, sums);
+      } else {
+        tile.vectors = 1;
+        if (left == 0) {
+          tile.column = job.channels - N;
+          tile.repeated = N - rest;
+        }
+        gather_tile<1, kMax, false, I, H>(job, tile, sums);
+      }
+      finish(job, tile, sums);
+      tile.column += tile.vectors * N;
+    }
+  }
+  if (job.stream) end_of_stream();
+}
+
+template <class H, class X>
+static void propagate_typed(const Propagate& job, int64_t begin, int64_t end) {
+  const bool narrow = job.channels < Lanes<Acc<H>>::N;
+  auto finish = narrow ? finish_tile<X, true> : finish_tile<X, false>;
+  const bool max = job.reduce == Reduce::max;
+  auto rows = job.wide ? (max ? propagate_rows<true, int64_t, H>
+                              : propagate_rows<false, int64_t, H>)
+                       : (max ? propagate_rows<true, int32_t, H>
+                              : propagate_rows<false, int32_t, H>);
+  rows(job, begin, end, finish);
+}
+
+// Calls `f` with the two element types; half precision may meet float.
+#define TORCH_PICARD_TYPES(message, state, f, ...)                       \
+  switch (message) {                                                     \
+    case Dtype::f64:                                                     \
+      return f<double, double>(__VA_ARGS__);                             \
+    case Dtype::f32:                                                     \
+      return f<float, float>(__VA_ARGS__);                               \
+    case Dtype::bf16:                                                    \
+      if (state == Dtype::f32) return f<BF16, float>(__VA_ARGS__);       \
+      return f<BF16, BF16>(__VA_ARGS__);                                 \
+    case Dtype::f16:                                                     \
+      if (state == Dtype::f32) return f<F16, float>(__VA_ARGS__);        \
+      return f<F16, F16>(__VA_ARGS__);                                   \
+  }
+
+static void propagate(const Propagate& job, int64_t begin, int64_t end) {
+  TORCH_PICARD_TYPES(job.message, job.state, propagate_typed, job, begin, end)
+}
+
+// -- elementwise ------------------------------------------------------------
+
+// Calls f(at, v) for vectors of a row, then for what is left of it, element
+// by element (N = 1 in the sense of `one`).
+template <class T, class, class F, class G>
+static inline void over_row(int64_t channels, F vector, G one) {
+  constexpr int N = Lanes<Acc<T>>::N;
+  int64_t c = 0;
+  for (; c + N <= channels; c += N) vector(c);
+  for (; c < channels; c++) one(c);
+}
+
+template <class X, class>
+static void update_rows(const Update& job, int64_t begin, int64_t end) {
+  using A = Acc<X>;
+  using V = Vec<A>;
+  const A alpha = A(job.alpha), rest = A(1.0 - job.alpha);
+  for (int64_t i = begin; i < end; i++) {
+    const X* x = (const X*)job.x + i * job.channels;
+    const X* z = (const X*)job.z + i * job.channels;
+    X* y = (X*)job.y + i * job.channels;
+    V square = {}, norm = {};
+    double rest_square = 0, rest_norm = 0;
+    over_row<X, void>(
+        job.channels,
+        [&](int64_t c) {
+          V a = load(x + c), b = load(z + c), d = b - a;
+          square += d * d;
+          norm += b * b;
+          V out = alpha != 0 ? alpha * a + rest * b : b;
+          store_row<false, A>(out, y + c, job.channels, job.stream);
+        },
+        [&](int64_t c) {
+          A a = widen(x[c]), b = widen(z[c]), d = b - a;
+          rest_square += d * d;
+          rest_norm += b * b;
+          narrow(alpha != 0 ? alpha * a + rest * b : b, y + c);
+        });
+    if (job.stats) {
+      job.stats[2 * i] = total<A>(square) + rest_square;
+      job.stats[2 * i + 1] = total<A>(norm) + rest_norm;
+    }
+  }
+  if (job.stream) end_of_stream();
+}
+
+static void update(const Update& job, int64_t begin, int64_t end) {
+  TORCH_PICARD_TYPES(job.state, job.state, update_rows, job, begin, end)
+}
+
+template <class X, class>
+static void update_backward_rows(const UpdateBackward& job, int64_t begin,
+                                 int64_t end) {
+  using A = Acc<X>;
+  using V = Vec<A>;
+  const A alpha = A(job.alpha), rest = A(1.0 - job.alpha);
+  const bool relu = job.activation == Activation::relu;
+  const bool tanh = job.activation == Activation::tanh;
+  for (int64_t i = begin; i < end; i++) {
+    const int64_t row = i * job.channels;
+    const X* gy = (const X*)job.gy + row;
+    const X* z = job.z ? (const X*)job.z + row : nullptr;
+    const X* x = job.x ? (const X*)job.x + row : nullptr;
+    X* gx = job.gx ? (X*)job.gx + row : nullptr;
+    X* gz = (X*)job.gz + row;
+    double galpha = 0;
+    over_row<X, void>(
+        job.channels,
+        [&](int64_t c) {
+          V g = load(gy + c), slope = rest * g;
+          if (relu) {
+            V out = load(z + c);
+            slope = select<A>((out > 0) | (out != out), slope, V{});
+          }
+          if (tanh) {
+            V out = load(z + c);
+            slope = slope * (1 - out * out);
+          }
+          if (gx) store<A>(alpha * g, gx + c);
+          store<A>(slope, gz + c);
+          if (x) galpha += total<A>(g * (load(x + c) - load(z + c)));
+        },
+        [&](int64_t c) {
+          A g = widen(gy[c]), slope = rest * g;
+          if (relu && widen(z[c]) <= 0) slope = 0;
+          if (tanh) slope *= 1 - widen(z[c]) * widen(z[c]);
+          if (gx) narrow(alpha * g, gx + c);
+          narrow(slope, gz + c);
+          if (x) galpha += g * (widen(x[c]) - widen(z[c]));
+        });
+    if (job.galpha) job.galpha[i] = galpha;
+  }
+}
+
+static void update_backward(const UpdateBackward& job, int64_t begin,
+                            int64_t end) {
+  TORCH_PICARD_TYPES(job.state, job.state, update_backward_rows, job, begin,
+                     end)
+}
+
+// -- gradients of the aggregation --------------------------------------------
+
+template <class I, class H, class X>
+static void sampled_rows(const Sampled& job, int64_t begin, int64_t end) {
+  using A = Acc<H>;
+  using V = Vec<A>;
+  const I* rowptr = (const I*)job.rowptr;
+  const I* col = (const I*)job.col;
+  const H* h = (const H*)job.h;
+  const int64_t channels = job.channels;
+  A* out = (A*)job.out;
+  for (int64_t i = begin; i < end; i++) {
+    const X* g = (const X*)job.g + i * channels;
+    const int32_t* arg = job.arg ? job.arg + i * channels : nullptr;
+    const A length = A(rowptr[i + 1] - rowptr[i]);
+    for (int64_t e = rowptr[i]; e < rowptr[i + 1]; e++) {
+      const H* source = h + int64_t(col[e]) * channels;
+      A sum = 0;
+      if (arg) {
+        for (int64_t c = 0; c < channels; c++)
+          if (arg[c] == e) sum += widen(g[c]) * widen(source[c]);
+      } else {
+        V acc = {};
+        over_row<H, void>(
+            channels, [&](int64_t c) { acc += load(g + c) * load(source + c); },
+            [&](int64_t c) { sum += widen(g[c]) * widen(source[c]); });
+        sum += total<A>(acc);
+      }
+      out[e] = job.reduce == Reduce::mean ? sum / length : sum;
+    }
+  }
+}
+
+template <class H, class X>
+static void sampled_typed(const Sampled& job, int64_t begin, int64_t end) {
+  if (job.wide)
+    sampled_rows<int64_t, H, X>(job, begin, end);
+  else
+    sampled_rows<int32_t, H, X>(job, begin, end);
+}
+
+static void sampled(const Sampled& job, int64_t begin, int64_t end) {
+  TORCH_PICARD_TYPES(job.message, job.state, sampled_typed, job, begin, end)
+}
+
+template <class I, class H, class X>
+static void max_backward_rows(const MaxBackward& job, int64_t begin,
+                              int64_t end) {
+  using A = Acc<H>;
+  using V = Vec<A>;
+  constexpr int N = Lanes<A>::N;
+  const I* colptr = (const I*)job.colptr;
+  const I* row = (const I*)job.row;
+  const I* perm = (const I*)job.perm;
+  const A* value = (const A*)job.value;
+  const int64_t channels = job.channels;
+  for (int64_t j = begin; j < end; j++) {
+    H* out = (H*)job.out + j * channels;
+    for (int64_t c = 0; c < channels; c += N) {
+      const int n = int(channels - c < N ? channels - c : N);
+      V sum = {};
+      for (int64_t p = colptr[j]; p < colptr[j + 1]; p++) {
+        const X* g = (const X*)job.g + int64_t(row[p]) * channels + c;
+        const int32_t* arg = job.arg + int64_t(row[p]) * channels + c;
+        const A v = value ? value[p] : A(1);
+        for (int k = 0; k < n; k++)
+          if (arg[k] == perm[p]) sum[k] += v * widen(g[k]);
+      }
+      for (int k = 0; k < n; k++) narrow(sum[k], out + c + k);
+    }
+  }
+}
+
+template <class H, class X>
+static void max_backward_typed(const MaxBackward& job, int64_t begin,
+                               int64_t end) {
+  if (job.wide)
+    max_backward_rows<int64_t, H, X>(job, begin, end);
+  else
+    max_backward_rows<int32_t, H, X>(job, begin, end);
+}
+
+static void max_backward(const MaxBackward& job, int64_t begin, int64_t end) {
+  TORCH_PICARD_TYPES(job.message, job.state, max_backward_typed, job, begin,
+                     end)
+}
+
+}  // namespace ISA
+
+#define TORCH_PICARD_PASTE(a, b) a##b
+#define TORCH_PICARD_TABLE(isa) TORCH_PICARD_PASTE(isa, _kernels)
+#define TORCH_PICARD_TEXT(isa) #isa
+#define TORCH_PICARD_NAME(isa) TORCH_PICARD_TEXT(isa)
+
+extern const Kernels TORCH_PICARD_TABLE(ISA) = {
+    TORCH_PICARD_NAME(ISA), ISA::propagate,   ISA::update,
+    ISA::update_backward,   ISA::sampled,     ISA::max_backward,
+};
+
+}  // namespace torch_picard
