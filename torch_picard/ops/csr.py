@@ -121,7 +121,9 @@ def compress(index: Tensor, size: int) -> tuple[Tensor, Tensor]:
 def check_csr(rowptr: Tensor, col: Tensor, sources: int) -> None:
     """Raises a ValueError that says which index is wrong."""
     if col.device.type == "cpu" and is_compiled(col.device):
-        defect = torch.ops.torch_picard._csr_defect(rowptr, col, sources)
+        defect = torch.ops.torch_picard._csr_defect(
+            rowptr.contiguous(), col.contiguous(), sources
+        )
     else:
         defect = _defect(rowptr, col, sources)
     if defect:

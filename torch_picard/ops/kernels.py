@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import reference
-from .csr import Csr
+from .csr import Csr, check_csr
 from .library import LIBRARY, is_compiled
 from .reference import accumulation_dtype
 
@@ -46,6 +47,11 @@ def propagate(
 
     ``h`` may be of half precision where ``x`` is float32.
     """
+    if is_transformed(value, h, x, alpha, bias, inject):
+        return _formulas(
+            rowptr, col, value, h, x, alpha, bias, inject, activation, reduce,
+            ptr, active,
+        )  # fmt: skip
     if not _needs_grad((value, h, x, alpha, bias, inject)):
         y, stats, _, _ = _forward(
             rowptr, col, value, h, x, alpha, bias, inject, activation, reduce,
@@ -80,7 +86,7 @@ def _forward(
     if not is_compiled(x.device):
         return _forward_reference(
             rowptr, col, value, h, x, alpha, bias, inject, activation, reduce,
-            ptr, active, keep_z,
+            ptr, active, check, keep_z,
         )  # fmt: skip
     exact = accumulation_dtype(h.dtype)
     x = x.contiguous()
@@ -102,8 +108,7 @@ def _forward(
         _plain(inject, x.dtype),
         activation,
         reduce,
-        ptr,
-        active,
+        *_segments(ptr, active),
         check,
         y,
         stats,
@@ -115,8 +120,10 @@ def _forward(
 
 def _forward_reference(
     rowptr, col, value, h, x, alpha, bias, inject, activation, reduce, ptr,
-    active, keep_z,
+    active, check, keep_z,
 ):  # fmt: skip
+    if check:
+        check_csr(rowptr, col, h.size(0))
     name = ACTIVATIONS[activation]
     z = reference.aggregate(rowptr, col, value, h, REDUCTIONS[reduce])
     z = reference.image(z, x, bias, inject, name, ptr, active)
@@ -208,6 +215,7 @@ def _gradients(
     sources: int,
     dtype: torch.dtype,
     wanted: list[bool],
+    work: Workspace | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Of value, h, x, alpha, and gz, that of bias and inject."""
     if not is_compiled(gy.device):
@@ -231,8 +239,7 @@ def _gradients(
             None if x is None else x.contiguous(),
             weight,
             activation,
-            ptr,
-            active,
+            *_segments(ptr, active),
             gx,
             gz,
             galpha,
@@ -244,7 +251,11 @@ def _gradients(
     if want_h:
         transposed = Csr.of(rowptr, col, sources).transposed(rowptr, col)
         weights = transposed.weights(value, reduce == MEAN, dtype)
-        gh = gy.new_empty(sources, gy.size(1), dtype=dtype)
+        shape = (sources, gy.size(1))
+        if work is None:
+            gh = torch.empty(shape, dtype=dtype, device=gy.device)
+        else:
+            gh = work.empty("gh", shape, gy, dtype)
         if reduce == MAX:
             _OPS._max_backward(
                 transposed.colptr,
@@ -353,6 +364,188 @@ class _Propagate(torch.autograd.Function):
     backward = staticmethod(_backward)
 
 
+def _formulas(
+    rowptr, col, value, h, x, alpha, bias, inject, activation, reduce, ptr,
+    active,
+):  # fmt: skip
+    z = reference.aggregate(rowptr, col, value, h, REDUCTIONS[reduce])
+    name = ACTIVATIONS[activation]
+    z = reference.image(z, x, bias, inject, name, ptr, active)
+    return reference.update(x, z, alpha, ptr, active)
+
+
+# -- a dense map, then propagate -----------------------------------------------
+
+
+class Workspace:
+    """Memory for h = x W', which nobody needs any longer than a call: the
+    next iteration, forward or backward, uses it again."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Any, Tensor] = {}
+
+    def empty(self, name: str, shape: Any, like: Tensor, dtype=None) -> Tensor:
+        dtype = dtype or like.dtype
+        kept = self._kept.get(name)
+        if (
+            kept is None
+            or kept.shape != shape
+            or kept.dtype != dtype
+            or kept.device != like.device
+        ):
+            kept = torch.empty(shape, dtype=dtype, device=like.device)
+            if like.device.type == "cpu" and is_compiled(like.device):
+                _OPS._prefer_huge_pages(kept)
+            self._kept[name] = kept
+        return kept
+
+
+def linear_propagate(
+    rowptr: Tensor,
+    col: Tensor,
+    value: Tensor | None,
+    u: Tensor,
+    weight: Tensor | None,
+    x: Tensor,
+    alpha: float | Tensor,
+    bias: Tensor | None,
+    inject: Tensor | None,
+    activation: int,
+    reduce: int,
+    ptr: Tensor | None,
+    active: Tensor | None,
+    low: torch.dtype | None,
+    work: Workspace,
+) -> tuple[Tensor, Tensor]:
+    """:func:`propagate` of h = u W', which is not kept. ``low``: the dtype
+    that h is rounded to, its product being taken in that of u."""
+    inputs = (value, u, weight, x, alpha, bias, inject)
+    if weight is None or is_transformed(*inputs):
+        h = u if weight is None else torch.nn.functional.linear(u, weight)
+        h = h if low is None else h.to(low)
+        return propagate(
+            rowptr, col, value, h, x, alpha, bias, inject, activation, reduce,
+            ptr, active,
+        )  # fmt: skip
+    arguments = (
+        rowptr, col, value, u, weight, x, _as_tensor(alpha), bias, inject,
+        activation, reduce, ptr, active, low, work,
+    )  # fmt: skip
+    if not _needs_grad(inputs):
+        return _linear_forward(*arguments, False, False)[:2]
+    kept = _kept(activation, reduce, alpha)
+    return _LinearPropagate.apply(*arguments, *kept)[:2]
+
+
+def _product(u: Tensor, weight: Tensor, low: Any, work: Workspace) -> Tensor:
+    shape = (u.size(0), weight.size(0))
+    with torch.autocast(u.device.type, enabled=False):
+        h = torch.mm(u, weight.t(), out=work.empty("h", shape, u))
+    if low is None:
+        return h
+    return work.empty("low", shape, u, low).copy_(h)
+
+
+def _linear_forward(
+    rowptr, col, value, u, weight, x, alpha, bias, inject, activation, reduce,
+    ptr, active, low, work, keep_z, keep_arg,
+):  # fmt: skip
+    with torch.no_grad():
+        h = _product(u, weight, low, work)
+    return _forward(
+        rowptr, col, value, h, x, alpha, bias, inject, activation, reduce,
+        ptr, active, False, keep_z, keep_arg,
+    )  # fmt: skip
+
+
+class _LinearPropagate(torch.autograd.Function):
+    @staticmethod
+    def forward(*arguments):
+        return _linear_forward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        (rowptr, col, value, u, weight, x, alpha, bias, inject, activation,
+         reduce, ptr, active, low, work, _, _) = inputs  # fmt: skip
+        _, stats, z, arg = output
+        ctx.mark_non_differentiable(stats, z, arg)
+        ctx.set_materialize_grads(False)
+        ctx.options = activation, reduce, low, work
+        affine = activation == NONE and reduce != MAX
+        if affine and not ctx.needs_input_grad[6]:
+            x = inject = bias = None
+        ctx.save_for_backward(
+            rowptr, col, value, u, weight, x, alpha, bias, inject, ptr,
+            active, z, arg,
+        )  # fmt: skip
+
+    @staticmethod
+    def backward(ctx, gy, *_):
+        none = (None,) * 17
+        if gy is None:
+            return none
+        needs = ctx.needs_input_grad
+        (rowptr, col, value, u, weight, x, alpha, bias, inject, ptr, active,
+         z, arg) = ctx.saved_tensors  # fmt: skip
+        activation, reduce, low, work = ctx.options
+        if torch.is_grad_enabled():
+            return _linear_differentiable(
+                gy, needs, rowptr, col, value, u, weight, x, alpha, bias,
+                inject, activation, reduce, ptr, active, low,
+            )  # fmt: skip
+        want_h = needs[3] or needs[4]
+        h = _product(u, weight, low, work) if needs[2] else None
+        gvalue, gh, gx, galpha, gz = _gradients(
+            gy, rowptr, col, value, h, x, alpha, bias, inject, activation,
+            reduce, ptr, active, z, arg, u.size(0), low or u.dtype,
+            [needs[2], want_h, needs[5], needs[6], needs[7] or needs[8]],
+            work,
+        )  # fmt: skip
+        gu = gweight = None
+        if want_h:
+            gh = gh.to(u.dtype)
+            gu = gh @ weight if needs[3] else None
+            gweight = gh.t() @ u if needs[4] else None
+        return (
+            None, None, gvalue if needs[2] else None, gu, gweight,
+            gx if needs[5] else None, galpha if needs[6] else None,
+            gz.sum(0) if needs[7] else None, gz if needs[8] else None,
+            *none[9:],
+        )  # fmt: skip
+
+
+def _linear_differentiable(
+    gy, needs, rowptr, col, value, u, weight, x, alpha, bias, inject,
+    activation, reduce, ptr, active, low,
+):  # fmt: skip
+    x = torch.zeros_like(gy) if x is None else x
+    if needs[7] and bias is None:
+        bias = gy.new_zeros(gy.size(1))
+    if needs[8] and inject is None:
+        inject = torch.zeros_like(gy)
+    inputs = [
+        t if t is None or t.requires_grad or not need else t.requires_grad_()
+        for t, need in zip(
+            (value, u, weight, x, alpha, bias, inject), needs[2:9]
+        )
+    ]
+    value, u, weight, x, alpha, bias, inject = inputs
+    h = torch.nn.functional.linear(u, weight)
+    h = h if low is None else h.to(low)
+    out = _formulas(
+        rowptr, col, value, h, x, alpha, bias, inject, activation, reduce,
+        ptr, active,
+    )[0]  # fmt: skip
+    chosen = [t for t, need in zip(inputs, needs[2:9]) if need]
+    grads = iter(
+        torch.autograd.grad(
+            out, chosen, gy, create_graph=True, allow_unused=True
+        )
+    )
+    found = [next(grads) if need else None for need in needs[2:9]]
+    return (None, None, *found, *(None,) * 8)
+
+
 # -- update ------------------------------------------------------------------
 
 
@@ -377,7 +570,7 @@ def _update_forward(x, z, alpha, ptr, active):
     y = torch.empty_like(x)
     size = 1 if ptr is None else ptr.numel() - 1
     stats = torch.empty(size, 2, dtype=torch.float64, device=x.device)
-    _OPS._update(x, z, float(alpha), ptr, active, y, stats)
+    _OPS._update(x, z, float(alpha), *_segments(ptr, active), y, stats)
     return y, stats
 
 
@@ -450,7 +643,7 @@ def _update_gradients(gy, x, z, alpha, ptr, active):
         x, z = x.contiguous(), z.contiguous()
         galpha = gy.new_empty((), dtype=torch.float64)
     _OPS._update_backward(
-        gy, z, x, float(alpha), NONE, ptr, active, gx, gz, galpha
+        gy, z, x, float(alpha), NONE, *_segments(ptr, active), gx, gz, galpha
     )
     if galpha is None:
         return gx, gz, torch.zeros_like(alpha)
@@ -618,6 +811,15 @@ torch.library.register_autograd(
 # -- small things ------------------------------------------------------------
 
 
+def is_transformed(*inputs: Any) -> bool:
+    """Forward-mode derivatives and torch.func transforms take the formulas:
+    their operators know those rules."""
+    if forward_ad._current_level >= 0:
+        return True
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return any(isinstance(t, Tensor) and wrapped(t) for t in inputs)
+
+
 def _needs_grad(inputs: tuple) -> bool:
     return torch.is_grad_enabled() and any(
         isinstance(t, Tensor) and t.requires_grad for t in inputs
@@ -640,6 +842,15 @@ def _as_tensor(alpha: float | Tensor) -> Tensor:
 
 def _plain(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if t is None else t.to(dtype).contiguous()
+
+
+def _segments(
+    ptr: Tensor | None, active: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    return (
+        None if ptr is None else ptr.contiguous(),
+        None if active is None else active.contiguous(),
+    )
 
 
 def _or_empty(

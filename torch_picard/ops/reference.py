@@ -20,6 +20,7 @@ def smoothed_update(
     active: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     y, stats = update(x, z, alpha, ptr, active)
+    y = y.clone() if y is z else y
     return y, stats[:, 0].to(accumulation_dtype(x.dtype))
 
 
@@ -75,7 +76,7 @@ def aggregate(
     dtype = accumulation_dtype(h.dtype)
     length = rowptr.diff().long()
     row = torch.repeat_interleave(length, output_size=col.numel())
-    message = h.index_select(0, col).to(dtype)
+    message = h.to(dtype).index_select(0, col)
     if value is not None:
         message = message * value.to(dtype)[:, None]
     out = message.new_zeros(length.numel(), h.size(1))
@@ -118,8 +119,12 @@ def update(
     """y and [S, 2]: |z - x|^2 and |z|^2 of every segment, in float64."""
     dtype = accumulation_dtype(x.dtype)
     old, new = x.to(dtype), z.to(dtype)
+    if active is not None:  # nor may it reach the gradient of alpha
+        rows = _rows_of(active, ptr, x)
+        old, new = torch.where(rows, old, 0.0), torch.where(rows, new, 0.0)
     if isinstance(alpha, Tensor):
-        y = alpha.to(dtype) * old + (1 - alpha.to(dtype)) * new
+        weight = alpha.to(dtype).reshape(())
+        y = weight * old + (1 - weight) * new
     else:
         y = alpha * old + (1 - alpha) * new if alpha else new
     y = y.to(x.dtype)
@@ -130,7 +135,7 @@ def update(
         ]
         stats = torch.stack(squares, dim=1)
     if active is not None:
-        y = torch.where(_rows_of(active, ptr, x), y, x)
+        y = torch.where(rows, y, x)
         stats = torch.where(active[:, None], stats, 0.0)
     return y, stats
 
@@ -143,7 +148,7 @@ def segment_of_rows(ptr: Tensor, rows: int) -> Tensor:
 def _segment_sum(t: Tensor, ptr: Tensor | None) -> Tensor:
     if ptr is None:
         return t.sum().reshape(1)
-    rows = t.reshape(t.size(0), -1).sum(1)
+    rows = t.flatten(1).sum(1) if t.dim() > 1 else t
     out = rows.new_zeros(ptr.numel() - 1)
     return out.index_add(0, segment_of_rows(ptr, t.size(0)), rows)
 

@@ -48,7 +48,7 @@ def aggregate(
     from torch_scatter import segment_csr
 
     dtype = accumulation_dtype(h.dtype)
-    message = h.index_select(0, col).to(dtype)
+    message = h.to(dtype).index_select(0, col)
     if value is not None:
         message = message * value.to(dtype)[:, None]
     if message.size(0) == 0:

@@ -74,7 +74,7 @@ __attribute__((noinline)) static void finish_tile(const Propagate& job,
     if (bias) z += load_row<kNarrow>(bias, 0, c, 1, channels);
     if (inject) z += load_row<kNarrow>(inject, i, c, i + 1, channels);
     if (job.activation == Activation::relu)
-      z = select<A>(z < 0, z * 0, z);  // leaves NaN alone
+      z = select<A>(z < 0, V{}, z);  // leaves NaN alone
     else if (job.activation == Activation::tanh)
       z = tanh<A>(z);
     if (job.z) store_row<kNarrow, A>(z, (X*)job.z + at, channels, false);

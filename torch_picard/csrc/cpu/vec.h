@@ -211,7 +211,7 @@ static inline Vec<A> tanh(Vec<A> x) {
   using L = Lanes<A>;
   using M = Mask<A>;
   Vec<A> a = select<A>(x < 0, -x, x);
-  a = select<A>(a < L::kTanhIsOne, a, a * 0 + L::kTanhIsOne) * 2;
+  a = select<A>(a < L::kTanhIsOne, a, Vec<A>{} + L::kTanhIsOne) * 2;
   Vec<A> n = a * A(1.44269504088896340736) + L::kRound;
   n = n - L::kRound;
   Vec<A> r = a - n * L::kLn2High - n * L::kLn2Low;
