@@ -166,5 +166,7 @@ def test_picard_in_float32_is_the_loop_in_float32():
     with torch.no_grad():
         s = solve(linear, x0, method=Picard(0.25), rtol=0.0, max_iter=9)
         for _ in range(9):
-            x = torch.lerp(x, torch.tanh(linear(x)) + x0, 0.75)
-    assert torch.equal(s.value, x)
+            x = 0.25 * x + 0.75 * (torch.tanh(linear(x)) + x0)
+    # Nothing but the order of the roundings may differ, nine times over.
+    eps = torch.finfo(torch.float32).eps
+    torch.testing.assert_close(s.value, x, rtol=18 * eps, atol=18 * eps)

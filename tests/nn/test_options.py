@@ -16,6 +16,7 @@ from torch_geometric.nn import (
 
 from tests.nn.graphs import EDGES
 from torch_picard import Anderson, Implicit, Picard, PicardConv
+from torch_picard.ops import backends
 
 NAN = float("nan")
 
@@ -78,10 +79,13 @@ def test_backends(backend):
     assert picard(torch.randn(4, 4), EDGES).shape == (4, 4)
 
 
-@pytest.mark.parametrize("backend", ["native", "scatter"])
-def test_a_backend_that_is_not_there(backend):
-    with pytest.raises(RuntimeError, match=f"'{backend}' is not available"):
-        PicardConv(GCNConv(4, 4), backend=backend)
+def test_a_backend_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(backends, "_has_scatter", lambda: False)
+    with pytest.raises(RuntimeError, match=r"'scatter'.*pip install"):
+        PicardConv(GCNConv(4, 4), backend="scatter")
+    monkeypatch.setitem(backends.MISSING, "cpu", "it was not built")
+    with pytest.raises(RuntimeError, match=r"'native'.*it was not built"):
+        PicardConv(GCNConv(4, 4), backend="native")(torch.ones(4, 4), EDGES)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,9 @@ def iterate(
     budget = evaluate.count + max_iter
     while evaluate.count < budget and not watch.done:
         previous = here if watch.stride is None else None
-        here = Point(space, x, evaluate(x))
+        # a callback is shown the residuals of all segments
+        active = watch.active if callback is None else None
+        here = evaluate.point(x, method.smoothing, active)
         watch.observe(here, previous)
         if callback is not None and not watch.done:
             if callback(watch.count - 1, space.pack(x), here.residual):
@@ -44,7 +46,7 @@ def iterate(
         else:
             left = budget - evaluate.count
             x_next, carry = method.step(evaluate, here, carry, left)
-        x = watch.settle(x_next, x)
+        x = watch.settle(x_next, x, here.active)
     assert here is not None
     if isinstance(watch, FixedCount):
         solution = _counted(space, watch, here, previous)

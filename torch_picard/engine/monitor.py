@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .methods.base import Method
-from .point import Point, secant
+from .point import Point, secant, to_host
 from .space import Leaves, Space
 from .status import Status
 
@@ -42,6 +42,7 @@ class FixedCount:
         self.count = 0
         self.done = False
         self.stride = method.stride
+        self.active = None
 
     def observe(self, here: Point, previous: Point | None) -> None:
         self._table[self.count] = here.residual
@@ -52,7 +53,9 @@ class FixedCount:
         """[K, S]"""
         return self._table[: self.count]
 
-    def settle(self, x_next: Leaves, x: Leaves) -> Leaves:
+    def settle(
+        self, x_next: Leaves, x: Leaves, active: Tensor | None = None
+    ) -> Leaves:
         return x_next
 
     def stop(self) -> None:
@@ -118,13 +121,16 @@ class Monitor:
 
     def observe(self, here: Point, previous: Point | None) -> None:
         """Judge x_k by r(x_k) and |P(x_k)|."""
-        r = _to_host(here.residual)
+        r, norm = here.on_host()
         if self.some_ended:
             r = np.where(self.ended, self.residual, r)
-        norm = self._norm_at_most(r)
+            if norm is not None:
+                norm = np.where(self.ended, self._norm, norm)
         checked = len(self.history) % CHECK == 0
-        if checked or not self._ordinary(r, norm):
-            norm = _to_host(self.space.norm(here.z))
+        if norm is None:
+            norm = self._norm_at_most(r)
+            if checked or not self._ordinary(r, norm):
+                norm = to_host(here.norm)
         self._norm = norm
         self.history.append(r)
         self.count += 1
@@ -189,8 +195,20 @@ class Monitor:
             self._measure(here, previous, finished)
             self._return_best(finished & (self.status != Status.CONVERGED))
 
-    def settle(self, x_next: Leaves, x: Leaves) -> Leaves:
-        """x_next where active; what is to be returned where ended."""
+    @property
+    def active(self) -> Tensor | None:
+        """The segments still iterated, bool [S]; None for all."""
+        if self.some_ended and self._mask is None:
+            self._mask = self._tensor(~self.ended)
+        return self._mask
+
+    def settle(
+        self, x_next: Leaves, x: Leaves, active: Tensor | None = None
+    ) -> Leaves:
+        """x_next where active; what is to be returned where ended.
+
+        ``active``: outside of these x_next is x already.
+        """
         if self._to_best is not None:
             x = self.space.where(self._tensor(self._to_best), self._best_x, x)
             self._to_best = None
@@ -198,9 +216,11 @@ class Monitor:
             return x_next
         if self.done:
             return x
-        if self._mask is None:
-            self._mask = self._tensor(~self.ended)
-        return self.space.where(self._mask, x_next, x)
+        mask = self.active
+        assert mask is not None
+        if active is mask:
+            return x_next
+        return self.space.where(mask, x_next, x)
 
     def stop(self) -> None:
         """The caller asked to stop; every segment keeps its iterate."""
@@ -251,7 +271,10 @@ class Monitor:
         self._to_best = mask
 
     def _measure(
-        self, here: Point, previous: Point | None, mask: np.ndarray
+        self,
+        here: Point,
+        previous: Point | None,
+        mask: np.ndarray,
     ) -> None:
         if len(self.history) < 2 or not mask.any():
             return
@@ -260,7 +283,7 @@ class Monitor:
             slope = np.zeros_like(step)
         else:
             assert previous is not None
-            step, slope = map(_to_host, secant(self.space, here, previous))
+            step, slope = map(to_host, secant(self.space, here, previous))
         self.step = np.where(mask, step, self.step)
         self.slope = np.where(mask, slope, self.slope)
 
@@ -327,7 +350,3 @@ class Monitor:
             & (trend < 2.0)
             & (turns.sum(axis=0) >= 10)
         )
-
-
-def _to_host(t: Tensor) -> np.ndarray:
-    return t.cpu().numpy().astype(np.float64)

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
+from ..ops import fused
+from .point import Point, Smoothed
 from .randomness import FrozenRandomness, ReplayedDraws
 from .space import Leaves, Space
 
@@ -20,7 +22,9 @@ class Evaluator:
     frozen, checks what comes back, and counts.
 
     Args:
-        operator: the user's x -> P(x).
+        operator: the user's x -> P(x). One that can do the smoothing itself
+            has a method ``smoothed(x, alpha, ptr, active)`` that returns y
+            and ``stats`` as :class:`Smoothed` has them.
         space: structure of the state.
         checkpointed: recompute P in the backward pass instead of storing
             what is inside it.
@@ -39,6 +43,10 @@ class Evaluator:
         self.count = 0
         self.compiling = torch.compiler.is_compiling()
         self._autocast = None
+        backend = getattr(operator, "backend", None)
+        self._fused = not self.compiling and fused.is_native(
+            backend, space.device
+        )
         if self.compiling:
             self._draws = ReplayedDraws()
         else:
@@ -60,13 +68,59 @@ class Evaluator:
             )
         return self._apply(*x)
 
+    def point(
+        self,
+        x: Leaves,
+        alpha: float | Tensor | None,
+        active: Tensor | None,
+    ) -> Point:
+        """P(x) with its residual; smoothed already if the method has said
+        its ``alpha`` and a kernel can do that. ``active`` are the segments
+        that matter."""
+        space = self.space
+        if alpha is None or not self._fused or not fused.takes(x, alpha):
+            return Point(space, x, self(x))
+        if hasattr(self.operator, "smoothed"):
+            y, stats = self._smoothed(self.operator.smoothed, x, alpha, active)
+            return Smoothed(space, x, y, stats, active)
+        z = self(x)
+        if not fused.takes(z):
+            return Point(space, x, z)
+        y, stats = fused.update(x, z, alpha, space.ptr, active)
+        return Smoothed(space, x, y, stats, active)
+
+    def _smoothed(
+        self,
+        smoothed: Callable,
+        x: Leaves,
+        alpha: float | Tensor,
+        active: Tensor | None,
+    ) -> tuple[Leaves, Tensor]:
+        self.count += 1
+
+        def step(x: Tensor) -> tuple[Tensor, Tensor]:
+            with ExitStack() as stack:
+                self._enter(stack)
+                return smoothed(x, alpha, self.space.ptr[0], active)
+
+        if self.checkpointed and torch.is_grad_enabled():
+            y, stats = checkpoint(
+                step, *x, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            y, stats = step(*x)
+        return (y,), stats
+
+    def _enter(self, stack: ExitStack) -> None:
+        stack.enter_context(self._frozen())
+        if self._autocast is not None:
+            stack.enter_context(self._autocast())
+
     def _apply(self, *x: Tensor) -> Leaves:
         if self._frozen.idle and self._autocast is None:
             return self._guarded(x)
         with ExitStack() as stack:
-            stack.enter_context(self._frozen())
-            if self._autocast is not None:
-                stack.enter_context(self._autocast())
+            self._enter(stack)
             return self._guarded(x)
 
     def _guarded(self, x: Leaves) -> Leaves:

@@ -20,6 +20,9 @@ class Point:
 
     __slots__ = ("space", "x", "z", "residual", "target", "_f")
 
+    #: the segments that were looked at, if not all
+    active: Tensor | None = None
+
     def __init__(self, space: Space, x: Leaves, z: Leaves):
         self.space, self.x, self.z = space, x, z
         self.target: np.ndarray | float = 0.0
@@ -30,12 +33,78 @@ class Point:
         self.residual: Tensor = space.norm(space.lift(difference))
 
     @property
+    def norm(self) -> Tensor:
+        """|P(x)| per segment [S], outside the graph."""
+        return self.space.norm(detach(self.z))
+
+    def on_host(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """r(x), and |P(x)| if that costs nothing more."""
+        return to_host(self.residual), None
+
+    def smoothed(self, alpha: float | Tensor) -> Leaves:
+        """alpha*x + (1-alpha)*P(x): alpha weights the OLD state."""
+        if not isinstance(alpha, Tensor):
+            if alpha == 0:
+                return self.z
+            return tuple(
+                torch.lerp(a, b, 1 - alpha) for a, b in zip(self.x, self.z)
+            )
+        return tuple(
+            torch.lerp(a, b, (1 - alpha).to(a).expand_as(a))
+            for a, b in zip(self.x, self.z)
+        )
+
+    @property
     def f(self) -> Leaves:
         """P(x) - x in the dtype of the algebra, inside the graph."""
         if self._f is None:
             lift = self.space.lift
             self._f = sub(lift(self.z), lift(self.x))
         return self._f
+
+
+class Smoothed(Point):
+    """An evaluation that a kernel has already smoothed: there may be no z.
+
+    Attributes:
+        x, y: leaves, the iterate and alpha*x + (1-alpha)*P(x).
+        stats: |P(x) - x|^2 and |P(x)|^2 per segment, float64 [S, 2].
+        active: bool [S], the segments it was made for; None for all. The
+            others have y = x and stats 0.
+    """
+
+    __slots__ = ("y", "stats", "active")
+
+    def __init__(
+        self,
+        space: Space,
+        x: Leaves,
+        y: Leaves,
+        stats: Tensor,
+        active: Tensor | None,
+    ):
+        self.space, self.x, self.y = space, x, y
+        self.stats, self.active = stats, active
+        self.target: np.ndarray | float = 0.0
+
+    @property
+    def residual(self) -> Tensor:  # type: ignore[override]
+        return self.stats[:, 0].sqrt().to(self.space.dtype)
+
+    @property
+    def norm(self) -> Tensor:
+        return self.stats[:, 1].sqrt().to(self.space.dtype)
+
+    def on_host(self) -> tuple[np.ndarray, np.ndarray | None]:
+        both = np.sqrt(self.stats.cpu().numpy())
+        return both[:, 0], both[:, 1]
+
+    def smoothed(self, alpha: float | Tensor) -> Leaves:
+        return self.y
+
+
+def to_host(t: Tensor) -> np.ndarray:
+    return t.cpu().numpy().astype(np.float64)
 
 
 def secant(

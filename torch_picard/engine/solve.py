@@ -14,7 +14,7 @@ from .gradients import Gradient, Implicit, OneStep, Phantom, Unrolled
 from .implicit import attach
 from .loop import iterate
 from .methods import Method, Picard
-from .methods.base import check_count, smooth
+from .methods.base import check_count
 from .monitor import FixedCount, Monitor
 from .operator import Evaluator
 from .point import Point
@@ -148,7 +148,8 @@ def _differentiable(
     assert isinstance(gradient, Phantom)
     x = value
     for _ in range(gradient.steps):
-        x = smooth(Point(evaluate.space, x, evaluate(x)), gradient.alpha)
+        here = Point(evaluate.space, x, evaluate(x))
+        x = here.smoothed(gradient.alpha)
     if not any(t.requires_grad for t in (*x, *start)):
         return value
     return _Graft.apply(value, len(x), *x, *start)

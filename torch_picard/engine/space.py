@@ -37,6 +37,9 @@ class Whole:
     def occupied(self) -> Tensor | None:
         return None
 
+    def ptr(self, i: int, rows: int) -> Tensor | None:
+        return None
+
 
 class Leading:
     """Each index of dim 0 is one vector: S = x.size(0)."""
@@ -55,6 +58,9 @@ class Leading:
 
     def occupied(self) -> Tensor | None:
         return None
+
+    def ptr(self, i: int, rows: int) -> Tensor | None:
+        return torch.arange(rows + 1)
 
 
 class Batched:
@@ -80,6 +86,10 @@ class Batched:
         for index in self.index:
             full[index.cpu()] = True
         return full
+
+    def ptr(self, i: int, rows: int) -> Tensor | None:
+        count = torch.bincount(self.index[i], minlength=self.size)
+        return torch.cat([count.new_zeros(1), count.cumsum(0)])
 
     def _add(self, i: int, rows: Tensor) -> Tensor:
         return rows.new_zeros(self.size).index_add(0, self.index[i], rows)
@@ -111,6 +121,18 @@ class Space:
         self.start: Leaves = leaves
         self.segments = _segments(segments, leaves, self.spec)
         self.size = self.segments.size
+        self._ptr: list[Tensor | None] | None = None
+
+    @property
+    def ptr(self) -> list[Tensor | None]:
+        """Offsets [S+1] of the segments in the rows of every leaf, or None
+        where the whole leaf is in the one segment."""
+        if self._ptr is None:
+            self._ptr = []
+            for i, t in enumerate(self.start):
+                ptr = self.segments.ptr(i, t.size(0) if t.dim() else 1)
+                self._ptr.append(None if ptr is None else ptr.to(self.device))
+        return self._ptr
 
     # -- structure ---------------------------------------------------------
 

@@ -52,7 +52,7 @@ def bind(
         edge_index = edge_index.to_sparse_csr()
     kind = type(conv)
     known = kind in (SGConv, *_NORMALISED, *_LOOPED)
-    if known and not torch.compiler.is_compiling() and not _hooked(conv):
+    if known and not torch.compiler.is_compiling() and not hooked(conv):
         if kind in _LOOPED:
             if conv.add_self_loops and _coo(edge_index):
                 return _looped(conv, x, edge_index, args, kwargs)
@@ -105,6 +105,16 @@ def _looped(conv, x, edge_index, args, kwargs):
     return call
 
 
+def normalised_graph(conv, x, edge_index, edge_weight=None):
+    """The same, from or into the cache of a conv that keeps one."""
+    if not _caches(conv) or is_torch_sparse_tensor(edge_index):
+        return _norm(conv, x, edge_index, edge_weight)
+    if conv._cached_edge_index is None:
+        graph = _norm(conv, x, edge_index, edge_weight)
+        conv._cached_edge_index = graph
+    return conv._cached_edge_index
+
+
 def _norm(conv, x, edge_index, edge_weight=None):
     """D^-1/2 A D^-1/2 as the conv itself would compute it."""
     loops = conv.add_self_loops if hasattr(conv, "add_self_loops") else False
@@ -134,12 +144,12 @@ def _caches(conv) -> bool:
     return getattr(conv, "cached", False)
 
 
-def _hooked(conv) -> bool:
+def hooked(module) -> bool:
     return bool(
-        conv._forward_hooks
-        or conv._forward_pre_hooks
-        or conv._backward_hooks
-        or conv._backward_pre_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     )
 
 

@@ -10,15 +10,18 @@ from torch import Tensor
 from torch_geometric.nn.inits import reset
 from torch_geometric.nn.resolver import activation_resolver
 from torch_geometric.typing import Adj
+from torch_geometric.utils.num_nodes import maybe_num_nodes
 
 from ..engine import Picard, Solution, Unrolled, fixed_point
 from ..engine.gradients import Gradient
 from ..engine.methods import Method
 from ..engine.methods.base import check_alpha, check_count
 from ..engine.solve import check_on_failure, check_tolerances
-from .invariants import bind
+from ..ops.backends import BACKENDS, choose
+from .plan import Plan, plan
+from .width import check_widths
 
-_BACKENDS = ("auto", "native", "scatter", "torch")
+_BACKENDS = ("auto", *BACKENDS)
 
 
 class PicardConv(torch.nn.Module):
@@ -147,7 +150,7 @@ class PicardConv(torch.nn.Module):
         check_tolerances(rtol, atol)
         check_on_failure(on_failure)
         _check_backend(backend)
-        _check_widths(conv)
+        check_widths(conv)
         _check_cache(conv)
 
         self.conv = conv
@@ -211,16 +214,7 @@ class PicardConv(torch.nn.Module):
         if not x.is_floating_point():
             raise ValueError(f"x must be of a floating dtype, got {x.dtype}")
         _check_batch(batch, x)
-        conv = bind(self.conv, x, edge_index, args, kwargs)
-        f = self._injected(x)
-
-        def operator(y: Tensor) -> Tensor:
-            z = conv(y)
-            _check_shape(self.conv, y, z)
-            if f is not None:
-                z = z + f
-            return z if self.activation is None else self.activation(z)
-
+        operator = self._plan(x, edge_index, args, kwargs, self).operator
         method = self.method
         if method is None:
             assert self.alpha is not None
@@ -241,6 +235,55 @@ class PicardConv(torch.nn.Module):
         if return_solution:
             return solution.value, solution
         return solution.value
+
+    def explain_plan(
+        self,
+        edge_index: Adj,
+        *args: Any,
+        num_nodes: int | None = None,
+        **kwargs: Any,
+    ) -> str:
+        r"""Says in a line how :math:`P` would be computed, and why.
+
+        ``fused``: one kernel call an iteration (after a dense map, if
+        :obj:`conv` has one); ``aggregated``: a kernel aggregates, the rest
+        follows; ``conv``: :obj:`conv` runs its own forward, and a kernel
+        smooths.
+
+        Args:
+            edge_index (torch.Tensor or SparseTensor): The edge indices or
+                adjacency.
+            *args: Further arguments of :obj:`conv`.
+            num_nodes (int, optional): The number of nodes. (default: from
+                :obj:`edge_index`)
+            **kwargs: Further arguments of :obj:`conv`.
+        """
+        nodes = maybe_num_nodes(edge_index, num_nodes)
+        like = next(
+            (p for p in self.parameters() if p.is_floating_point()),
+            torch.empty(0),
+        )
+        width = getattr(self.conv, "in_channels", 1)
+        width = width[0] if isinstance(width, (tuple, list)) else width
+        width = width if isinstance(width, int) and width > 0 else 1
+        x = torch.zeros(nodes, width, dtype=like.dtype, device=like.device)
+        with torch.no_grad():
+            plan = self._plan(x, edge_index, args, kwargs, owner=None)
+        kind = type(self.conv).__name__
+        return f"{plan.path}: {kind} on {plan.backend}: {plan.reason}"
+
+    def _plan(self, x: Tensor, edge_index: Adj, args, kwargs, owner) -> Plan:
+        return plan(
+            owner,
+            self.conv,
+            x,
+            edge_index,
+            args,
+            kwargs,
+            f=self._injected(x),
+            activation=self.activation,
+            backend=self.backend,
+        )
 
     def _injected(self, x: Tensor) -> Tensor | None:
         if not isinstance(self.inject, torch.nn.Module):
@@ -272,27 +315,8 @@ def _check_backend(backend: str) -> None:
         raise ValueError(
             f"backend must be one of {', '.join(_BACKENDS)}, got {backend!r}"
         )
-    if backend in ("native", "scatter"):
-        raise RuntimeError(
-            f"backend={backend!r} is not available in this version; use "
-            "'auto' or 'torch'"
-        )
-
-
-def _check_widths(conv: Any) -> None:
-    """As far as the attributes of PyG's convs tell."""
-    width, out = (
-        getattr(conv, name, None) for name in ("in_channels", "out_channels")
-    )
-    if isinstance(width, (tuple, list)):
-        width = width[0]
-    if not isinstance(width, int) or not isinstance(out, int) or width < 1:
-        return
-    if getattr(conv, "concat", False):
-        out *= getattr(conv, "heads", 1)
-    out *= len(getattr(conv, "powers", [1]))  # MixHopConv concatenates them
-    if width != out:
-        raise ValueError(_changes_width(conv, width, out))
+    if backend == "scatter":  # native depends on the device of x
+        choose(backend, torch.device("cpu"))
 
 
 def _check_batch(batch: Any, x: Tensor) -> None:
@@ -310,22 +334,6 @@ def _check_batch(batch: Any, x: Tensor) -> None:
             f"row of x {list(x.shape)}, got {batch.dtype} of shape "
             f"{list(batch.shape)}"
         )
-
-
-def _check_shape(conv: Any, x: Tensor, z: Any) -> None:
-    if isinstance(z, Tensor) and z.shape[:-1] == x.shape[:-1]:
-        if z.size(-1) != x.size(-1):
-            raise ValueError(_changes_width(conv, x.size(-1), z.size(-1)))
-
-
-def _changes_width(conv: Any, width: int, out: int) -> str:
-    return (
-        f"conv must keep the width of x, but {conv} maps {width} features to "
-        f"{out}. Change the width outside the iteration: "
-        f"Linear({width}, {out}) before a conv from {out} to {out} (with "
-        "attention heads, heads*out_channels or concat=False counts), or "
-        "use PIGN, which has an encoder and a decoder"
-    )
 
 
 def _check_cache(conv: Any) -> None:

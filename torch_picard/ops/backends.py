@@ -30,7 +30,9 @@ def missing(backend: str, device: torch.device) -> str | None:
     return None
 
 
-def choose(backend: str | None, device: torch.device) -> str:
+def choose(
+    backend: str | None, device: torch.device, *, quiet: bool = False
+) -> str:
     """``backend``, else $TORCH_PICARD_BACKEND, else the fastest present.
 
     Raises:
@@ -43,7 +45,8 @@ def choose(backend: str | None, device: torch.device) -> str:
     if name is None or name == "auto":
         if missing("native", device) is None:
             return "native"
-        _tell(device)
+        if not quiet:
+            _tell(device)
         return "torch"
     if name not in BACKENDS:
         raise ValueError(

@@ -374,7 +374,7 @@ def _formulas(
     return reference.update(x, z, alpha, ptr, active)
 
 
-# -- a dense map, then propagate -----------------------------------------------
+# -- a dense map, then propagate ---------------------------------------------
 
 
 class Workspace:
@@ -502,14 +502,15 @@ class _LinearPropagate(torch.autograd.Function):
             work,
         )  # fmt: skip
         gu = gweight = None
-        if want_h:
+        if gh is not None:
             gh = gh.to(u.dtype)
             gu = gh @ weight if needs[3] else None
             gweight = gh.t() @ u if needs[4] else None
         return (
             None, None, gvalue if needs[2] else None, gu, gweight,
             gx if needs[5] else None, galpha if needs[6] else None,
-            gz.sum(0) if needs[7] else None, gz if needs[8] else None,
+            gz.sum(0) if gz is not None and needs[7] else None,
+            gz if needs[8] else None,
             *none[9:],
         )  # fmt: skip
 

@@ -33,6 +33,7 @@ COMPILED = {
     "_max_backward": "(Tensor colptr, Tensor row, Tensor perm, "
     "Tensor? value, Tensor g, Tensor arg, Tensor(a!) out) -> ()",
     "_csr_defect": "(Tensor rowptr, Tensor col, int sources) -> int",
+    "_prefer_huge_pages": "(Tensor(a!) fresh) -> ()",
     "_compress": "(Tensor index, int size, Tensor(a!) ptr, "
     "Tensor(b!) perm) -> ()",
 }

@@ -6,12 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import kernels, reference, scatter
 from .backends import choose
 from .csr import Csr
-from .kernels import ACTIVATIONS, REDUCTIONS, residual_of
+from .kernels import (
+    ACTIVATIONS,
+    REDUCTIONS,
+    is_transformed,
+    residual_of,
+)
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _INTEGERS = (torch.int32, torch.int64)
@@ -75,7 +79,7 @@ def smoothed_update(
         chosen = "torch"
     if chosen == "scatter":
         return scatter.smoothed_update(x, z, alpha, ptr, active)
-    if chosen == "torch" or _is_dual(x, z, alpha):
+    if chosen == "torch" or is_transformed(x, z, alpha):
         return reference.smoothed_update(x, z, alpha, ptr, active)
     y, stats = kernels.update(x, z, alpha, ptr, active)
     return y, residual_of(stats, x)
@@ -172,7 +176,9 @@ def smoothed_propagate(
             f"reduce='max' takes fewer than 2^31 entries, got {col.numel()}"
         )
     arguments = (rowptr, col, value, h, x, alpha, bias, inject)
-    if chosen == "native" and not _is_dual(value, h, x, alpha, bias, inject):
+    if chosen == "native" and not is_transformed(
+        value, h, x, alpha, bias, inject
+    ):
         y, stats = kernels.propagate(
             *arguments,
             ACTIVATIONS.index(activation),
@@ -336,12 +342,3 @@ def _tensor(alpha: float | Tensor) -> Tensor:
 
 def _is_traced() -> bool:
     return torch.compiler.is_compiling()
-
-
-def _is_dual(*inputs: Any) -> bool:
-    """Forward-mode derivatives and torch.func transforms take the formulas:
-    their operators know those rules."""
-    if forward_ad._current_level >= 0:
-        return True
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    return any(isinstance(t, Tensor) and wrapped(t) for t in inputs)

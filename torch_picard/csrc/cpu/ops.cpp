@@ -529,6 +529,12 @@ void max_backward(Tensor colptr, Tensor row, Tensor perm, MaybeTensor value,
       [&](int64_t begin, int64_t end) { k.max_backward(job, begin, end); });
 }
 
+// For memory that torch has just allocated and nobody has touched.
+void prefer_huge_pages_in(Tensor fresh) {
+  prefer_huge_pages(fresh.mutable_data_ptr(),
+                    fresh.numel() * size_of(dtype_of(fresh, "fresh")));
+}
+
 template <class I>
 void compress_typed(const Tensor& index, int64_t size, Tensor& ptr,
                     Tensor& perm) {
@@ -570,6 +576,8 @@ STABLE_TORCH_LIBRARY_IMPL(torch_picard, CPU, m) {
   m.impl("_sampled", TORCH_BOX(&torch_picard::sampled));
   m.impl("_max_backward", TORCH_BOX(&torch_picard::max_backward));
   m.impl("_csr_defect", TORCH_BOX(&torch_picard::csr_defect));
+  m.impl("_prefer_huge_pages",
+         TORCH_BOX(&torch_picard::prefer_huge_pages_in));
   m.impl("_compress", TORCH_BOX(&torch_picard::compress));
 }
 

@@ -27,6 +27,12 @@ class Method:
         Where it is known, the solve need not keep earlier iterates."""
         return None
 
+    @property
+    def smoothing(self) -> float | Tensor | None:
+        """alpha, if every step is ``here.smoothed(alpha)`` and nothing else
+        of the evaluation is looked at; a kernel may then do it at once."""
+        return None
+
     def init(self, space: Space) -> Any:
         """The carry before the first step."""
         return None
@@ -48,20 +54,6 @@ class Method:
     def report(self, carry: Any, here: Point) -> dict[str, Tensor]:
         """What goes to ``Solution.info``, after the last evaluation."""
         return {}
-
-
-def smooth(here: Point, alpha: float | Tensor) -> Leaves:
-    """alpha*x + (1-alpha)*P(x): alpha weights the OLD state."""
-    if not isinstance(alpha, Tensor):
-        if alpha == 0:
-            return here.z
-        return tuple(
-            torch.lerp(a, b, 1 - alpha) for a, b in zip(here.x, here.z)
-        )
-    return tuple(
-        torch.lerp(a, b, (1 - alpha).to(a).expand_as(a))
-        for a, b in zip(here.x, here.z)
-    )
 
 
 def check_alpha(alpha: float | Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..operator import Evaluator
 from ..point import Point
 from ..space import Leaves
-from .base import Method, check_alpha, smooth
+from .base import Method, check_alpha
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +43,10 @@ class Picard(Method):
     def stride(self) -> float:
         return 1.0 if isinstance(self.alpha, Tensor) else 1.0 - self.alpha
 
+    @property
+    def smoothing(self) -> float | Tensor:
+        return self.alpha
+
     def init(self, space):
         check_alpha(self.alpha)  # a learnable one moves after construction
         return None
@@ -50,4 +54,4 @@ class Picard(Method):
     def step(
         self, evaluate: Evaluator, here: Point, carry: Any, left: int
     ) -> tuple[Leaves, Any]:
-        return smooth(here, self.alpha), carry
+        return here.smoothed(self.alpha), carry

@@ -1,0 +1,48 @@
+"""What the engine uses of the kernels: whole states, several leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import kernels
+from .backends import choose
+from .kernels import is_transformed
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def is_native(backend: str | None, device: torch.device) -> bool:
+    """Whether the compiled kernels are to be used."""
+    if device.type not in ("cpu", "cuda"):
+        return False
+    return choose(backend, device, quiet=True) == "native"
+
+
+def takes(x: Sequence[Tensor], alpha: float | Tensor = 0.0) -> bool:
+    """States and weights that the kernels know; a Tensor alpha must have
+    one element and need no transfer."""
+    if isinstance(alpha, Tensor):
+        if alpha.numel() != 1 or alpha.device.type != "cpu":
+            return False
+    known = all(t.dtype in _FLOATS for t in x)
+    return known and not is_transformed(alpha, *x)
+
+
+def update(
+    x: Sequence[Tensor],
+    z: Sequence[Tensor],
+    alpha: float | Tensor,
+    ptr: Sequence[Tensor | None],
+    active: Tensor | None,
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Leaves of alpha*x + (1-alpha)*z, and the sums over all of them."""
+    y, total = [], None
+    for a, b, offsets in zip(x, z, ptr):
+        out, stats = kernels.update(a, b, alpha, offsets, active)
+        y.append(out)
+        total = stats if total is None else total + stats
+    assert total is not None
+    return tuple(y), total
