@@ -84,7 +84,7 @@ class Anderson(Method):
     ) -> tuple[Leaves, _Carry]:
         space, h = here.space, 1 - self.alpha
         x, f, rejected, plain, now = retreat(here, carry.guard, self.growth)
-        secants = carry.secants.push(x, f, rejected, self.window)
+        secants = carry.secants.push(space, x, f, rejected, self.window)
         gram = carry.gram
         x_next = tuple(torch.add(a, b, alpha=h) for a, b in zip(x, f))
         if secants.stored:

@@ -76,7 +76,7 @@ class Broyden(Method):
     ) -> tuple[Leaves, _Carry]:
         space, h = here.space, 1 - self.alpha
         x, f, rejected, plain, now = retreat(here, carry.guard, self.growth)
-        secants = carry.secants.push(x, f, rejected, self.memory)
+        secants = carry.secants.push(space, x, f, rejected, self.memory)
         ss, sf = carry.ss, carry.sf
         x_next = tuple(torch.add(a, b, alpha=h) for a, b in zip(x, f))
         if secants.stored:

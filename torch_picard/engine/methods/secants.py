@@ -13,10 +13,11 @@ from ..space import Leaves, Space, sub
 class Secants(NamedTuple):
     """Columns dx_j = x_j - x_{j-1} and df_j = f_j - f_{j-1}, oldest first.
 
+    ``previous`` is x, f and the rounding level of f [S] at the last iterate;
     ``valid`` [S, m] says which columns a segment may use.
     """
 
-    previous: tuple[Leaves, Leaves] | None
+    previous: tuple[Leaves, Leaves, Tensor] | None
     dx: tuple[Leaves, ...]
     df: tuple[Leaves, ...]
     valid: Tensor
@@ -26,21 +27,31 @@ class Secants(NamedTuple):
         return len(self.dx)
 
     def push(
-        self, x: Leaves, f: Leaves, rejected: Tensor, window: int
+        self,
+        space: Space,
+        x: Leaves,
+        f: Leaves,
+        rejected: Tensor,
+        window: int,
     ) -> Secants:
         """With the newest difference; without the oldest beyond ``window``,
-        and without any on the segments that had a step rejected."""
+        and without any on the segments that had a step rejected.
+
+        A df at the rounding level of the f it is made of is noise: on a
+        drift x + c, whose df is nothing else, it would call for a leap of
+        1e15 times c. So it is not valid."""
+        level = _rounding_level(space, x, f)
         if self.previous is None:
-            return self._replace(previous=(x, f))
+            return self._replace(previous=(x, f, level))
+        before = self.previous
         drop = max(self.stored + 1 - window, 0)
-        new = torch.ones_like(self.valid[:, :1])
-        if not self.stored:
-            new = torch.ones_like(rejected)[:, None]
-        valid = torch.cat([self.valid[:, drop:], new], dim=1)
+        dx, df = sub(x, before[0]), sub(f, before[1])
+        seen = space.norm(df) > torch.maximum(level, before[2])
+        valid = torch.cat([self.valid[:, drop:], seen[:, None]], dim=1)
         return Secants(
-            (x, f),
-            (*self.dx[drop:], sub(x, self.previous[0])),
-            (*self.df[drop:], sub(f, self.previous[1])),
+            (x, f, level),
+            (*self.dx[drop:], dx),
+            (*self.df[drop:], df),
             valid & ~rejected[:, None],
         )
 
@@ -48,6 +59,14 @@ class Secants(NamedTuple):
 def no_secants(space: Space) -> Secants:
     valid = torch.zeros(space.size, 0, dtype=torch.bool, device=space.device)
     return Secants(None, (), (), valid)
+
+
+def _rounding_level(space: Space, x: Leaves, f: Leaves) -> Tensor:
+    """What a difference of f may owe to rounding, [S]: P(x) is rounded on
+    the scale of x + f. Below 10 rounding units of f itself, a step to where
+    the secant sees the residual vanish would have no correct digit."""
+    eps = max(torch.finfo(dtype).eps for dtype in space.dtypes)
+    return eps * (space.norm(x) + 10 * space.norm(f))
 
 
 def dots(space: Space, columns: tuple[Leaves, ...], v: Leaves) -> Tensor:
