@@ -148,8 +148,12 @@ def _defect(rowptr: Tensor, col: Tensor, sources: int) -> int:
     return found.index(True) + 1 if True in found else 0
 
 
-def _versions(*tensors: Tensor) -> tuple[int, ...] | None:
-    """None where writes cannot be noticed."""
+def _versions(*tensors: Tensor) -> tuple | None:
+    """What changes with a write, or with the memory that a tensor has; None
+    where writes cannot be noticed. (Those past torch, by way of numpy or of
+    ``t.data``, never are.)"""
     if any(t.is_inference() for t in tensors):
         return None
-    return tuple(t._version for t in tensors)
+    return tuple(
+        (t._version, t.data_ptr(), t.shape, t.stride()) for t in tensors
+    )
