@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from ..operator import Evaluator
 from ..point import Point
-from ..space import Leaves, Space
-from .base import Method, check_alpha, check_count, check_positive
-from .safeguard import Guard, guard, retreat
-from .secants import Secants, dots, extend, no_secants, solve
-
-
-class _Carry(NamedTuple):
-    guard: Guard
-    secants: Secants
-    gram: Tensor  # [S, m, m] inner products of df
+from ..space import Leaves
+from .base import check_alpha, check_count, check_positive
+from .safeguard import retreat
+from .secants import Carry, SecantMethod, dots, extend, solve
 
 
 @dataclass(frozen=True)
-class Anderson(Method):
+class Anderson(SecantMethod):
     r"""Anderson acceleration (type II), safeguarded.
 
     With :math:`f_k = P(x_k) - x_k` and differences over the last ``window``
@@ -55,8 +47,6 @@ class Anderson(Method):
     Source: Anderson 1965; Walker and Ni, SIAM J. Numer. Anal. 49, 2011.
     """
 
-    patience = 1
-
     window: int = 5
     alpha: float = 0.0
     regularization: float | None = None
@@ -69,23 +59,13 @@ class Anderson(Method):
             check_positive("regularization", self.regularization)
         check_positive("growth", self.growth)
 
-    def init(self, space: Space) -> _Carry:
-        gram = torch.zeros(
-            space.size, 0, 0, dtype=torch.float64, device=space.device
-        )
-        return _Carry(guard(space), no_secants(space), gram)
-
-    def resume(self, carry: _Carry, space: Space) -> _Carry:
-        secants = carry.secants._replace(previous=None)
-        return carry._replace(guard=guard(space), secants=secants)
-
     def step(
-        self, evaluate: Evaluator, here: Point, carry: _Carry, left: int
-    ) -> tuple[Leaves, _Carry]:
+        self, evaluate: Evaluator, here: Point, carry: Carry, left: int
+    ) -> tuple[Leaves, Carry]:
         space, h = here.space, 1 - self.alpha
         x, f, rejected, plain, now = retreat(here, carry.guard, self.growth)
         secants = carry.secants.push(space, x, f, rejected, self.window)
-        gram = carry.gram
+        (gram,) = carry.tables  # of df with df
         x_next = tuple(torch.add(a, b, alpha=h) for a, b in zip(x, f))
         if secants.stored:
             if carry.secants.previous is not None:
@@ -103,4 +83,4 @@ class Anderson(Method):
             for j, (dx, df) in enumerate(zip(secants.dx, secants.df)):
                 x_next = space.axpy(-gamma[:, j], dx, x_next)
                 x_next = space.axpy(-h * gamma[:, j], df, x_next)
-        return space.lower(x_next), _Carry(now, secants, gram)
+        return space.lower(x_next), Carry(now, secants, (gram,))

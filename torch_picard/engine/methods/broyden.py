@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from ..operator import Evaluator
 from ..point import Point
-from ..space import Leaves, Space
-from .base import Method, check_alpha, check_count, check_positive
-from .safeguard import Guard, guard, retreat
-from .secants import Secants, dots, extend, no_secants, solve
-
-
-class _Carry(NamedTuple):
-    guard: Guard
-    secants: Secants
-    ss: Tensor  # [S, m, m] inner products of dx with dx
-    sf: Tensor  # [S, m, m] inner products of dx with df
+from ..space import Leaves
+from .base import check_alpha, check_count, check_positive
+from .safeguard import retreat
+from .secants import Carry, SecantMethod, dots, extend, solve
 
 
 @dataclass(frozen=True)
-class Broyden(Method):
+class Broyden(SecantMethod):
     r"""Good Broyden method with limited memory, safeguarded.
 
     Solves :math:`f(x) = P(x) - x = 0` by :math:`x_{k+1} = x_k + H_k f_k`,
@@ -50,7 +41,7 @@ class Broyden(Method):
     Schnabel, Math. Program. 63, 1994.
     """
 
-    patience = 1
+    tables = 2
 
     memory: int = 20
     alpha: float = 0.0
@@ -61,23 +52,13 @@ class Broyden(Method):
         check_alpha(self.alpha)
         check_positive("growth", self.growth)
 
-    def init(self, space: Space) -> _Carry:
-        none = torch.zeros(
-            space.size, 0, 0, dtype=torch.float64, device=space.device
-        )
-        return _Carry(guard(space), no_secants(space), none, none)
-
-    def resume(self, carry: _Carry, space: Space) -> _Carry:
-        secants = carry.secants._replace(previous=None)
-        return carry._replace(guard=guard(space), secants=secants)
-
     def step(
-        self, evaluate: Evaluator, here: Point, carry: _Carry, left: int
-    ) -> tuple[Leaves, _Carry]:
+        self, evaluate: Evaluator, here: Point, carry: Carry, left: int
+    ) -> tuple[Leaves, Carry]:
         space, h = here.space, 1 - self.alpha
         x, f, rejected, plain, now = retreat(here, carry.guard, self.growth)
         secants = carry.secants.push(space, x, f, rejected, self.memory)
-        ss, sf = carry.ss, carry.sf
+        ss, sf = carry.tables  # of dx with dx, and with df
         x_next = tuple(torch.add(a, b, alpha=h) for a, b in zip(x, f))
         if secants.stored:
             s, df = secants.dx, secants.df
@@ -97,4 +78,4 @@ class Broyden(Method):
             for j in range(secants.stored):
                 x_next = space.axpy(c[:, j], s[j], x_next)
                 x_next = space.axpy(h * c[:, j], df[j], x_next)
-        return space.lower(x_next), _Carry(now, secants, ss, sf)
+        return space.lower(x_next), Carry(now, secants, (ss, sf))

@@ -1,13 +1,16 @@
-"""The last few differences of iterates, and small systems built on them."""
+"""The last few differences of iterates, and small systems built on them:
+what Anderson's and Broyden's methods share."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..space import Leaves, Space, sub
+from .base import Method
+from .safeguard import Guard, guard
 
 
 class Secants(NamedTuple):
@@ -56,17 +59,37 @@ class Secants(NamedTuple):
         )
 
 
-def no_secants(space: Space) -> Secants:
-    valid = torch.zeros(space.size, 0, dtype=torch.bool, device=space.device)
-    return Secants(None, (), (), valid)
-
-
 def _rounding_level(space: Space, x: Leaves, f: Leaves) -> Tensor:
     """What a difference of f may owe to rounding, [S]: P(x) is rounded on
     the scale of x + f. Below 10 rounding units of f itself, a step to where
     the secant sees the residual vanish would have no correct digit."""
     eps = max(torch.finfo(dtype).eps for dtype in space.dtypes)
     return eps * (space.norm(x) + 10 * space.norm(f))
+
+
+class Carry(NamedTuple):
+    guard: Guard
+    secants: Secants
+    tables: tuple[Tensor, ...]  # [S, m, m] each, inner products of columns
+
+
+class SecantMethod(Method):
+    """A safeguarded method that steps along the secants. A subclass defines
+    ``step`` and says how many tables it keeps."""
+
+    patience = 1
+    tables: ClassVar[int] = 1
+
+    def init(self, space: Space) -> Carry:
+        size, device = space.size, space.device
+        valid = torch.zeros(size, 0, dtype=torch.bool, device=device)
+        none = torch.zeros(size, 0, 0, dtype=torch.float64, device=device)
+        secants = Secants(None, (), (), valid)
+        return Carry(guard(space), secants, (none,) * self.tables)
+
+    def resume(self, carry: Carry, space: Space) -> Carry:
+        secants = carry.secants._replace(previous=None)
+        return carry._replace(guard=guard(space), secants=secants)
 
 
 def dots(space: Space, columns: tuple[Leaves, ...], v: Leaves) -> Tensor:
