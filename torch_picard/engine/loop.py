@@ -12,7 +12,7 @@ from .methods.base import Method
 from .monitor import FixedCount, Monitor
 from .operator import Evaluator
 from .point import Point, secant
-from .solution import Solution, error_estimate, observed_rate
+from .solution import Ending, Solution
 from .space import Leaves, Space, tree_map
 from .status import Status
 
@@ -30,6 +30,13 @@ def iterate(
     """Evaluate, judge, step; until every segment has ended or ``max_iter``
     evaluations are spent. Returns the leaves and a Solution without value."""
     space = evaluate.space
+    if isinstance(watch, FixedCount) and callback is None:
+        done = evaluate.steps(x, method.smoothing, max_iter)
+        if done is not None:
+            x, stats = done
+            watch.record(stats)
+            solution = _counted(space, watch, None, None)
+            return x, _completed(solution, evaluate, method, carry, {})
     here = previous = None
     budget = evaluate.count + max_iter
     while evaluate.count < budget and not watch.done:
@@ -55,14 +62,28 @@ def iterate(
             watch.exhaust(here, previous)
             x = watch.settle(x, x)
         solution = _judged(space, watch)
+    info = method.report(carry, here)
+    return x, _completed(solution, evaluate, method, carry, info)
+
+
+def _completed(
+    solution: Solution,
+    evaluate: Evaluator,
+    method: Method,
+    carry: Any,
+    info: dict[str, Tensor],
+) -> Solution:
     solution.evaluations = evaluate.count
-    solution.info = method.report(carry, here)
+    solution.info = info
     solution.method_state = (type(method), tree_map(torch.detach, carry))
-    return x, solution
+    return solution
 
 
 def _counted(
-    space: Space, watch: FixedCount, here: Point, previous: Point | None
+    space: Space,
+    watch: FixedCount,
+    here: Point | None,
+    previous: Point | None,
 ) -> Solution:
     """Everything stays on the device."""
     history = watch.history
@@ -71,7 +92,7 @@ def _counted(
     status = Status.STOPPED if watch.done else Status.MAX_ITER
     unknown = torch.full_like(history[0], torch.inf)
     step = slope = unknown
-    if previous is not None:
+    if here is not None and previous is not None:
         step, slope = secant(space, here, previous)
     elif watch.stride is not None and watch.count > 1:
         step = watch.stride * history[-2]
@@ -111,7 +132,8 @@ def _judged(space: Space, watch: Monitor) -> Solution:
         | (solution.status == Status.STAGNATED)
         | (solution.status == Status.NONFINITE)
     )
-    solution.error_bound[moved] = torch.inf
+    assert solution.ending is not None
+    solution.ending.moved = moved
     return solution
 
 
@@ -132,8 +154,7 @@ def _solution(
         evaluations=0,
         residual=residual,
         residual_history=history,
-        rate=observed_rate(history, last),
-        error_bound=error_estimate(history, last, residual, step, slope),
+        ending=Ending(last, step, slope),
     )
 
 

@@ -48,6 +48,11 @@ class FixedCount:
         self._table[self.count] = here.residual
         self.count += 1
 
+    def record(self, stats: Tensor) -> None:
+        """Of all evaluations at once, [K, S, 2]."""
+        self._table = stats[..., 0].sqrt().to(self._table.dtype)
+        self.count = len(stats)
+
     @property
     def history(self) -> Tensor:
         """[K, S]"""

@@ -24,7 +24,8 @@ class Evaluator:
     Args:
         operator: the user's x -> P(x). One that can do the smoothing itself
             has a method ``smoothed(x, alpha, ptr, active)`` that returns y
-            and ``stats`` as :class:`Smoothed` has them.
+            and ``stats`` as :class:`Smoothed` has them; one with a whole
+            loop of its own, ``steps(x, alpha, ptr, count)``.
         space: structure of the state.
         checkpointed: recompute P in the backward pass instead of storing
             what is inside it.
@@ -88,6 +89,24 @@ class Evaluator:
             return Point(space, x, z)
         y, stats = fused.update(x, z, alpha, space.ptr, active)
         return Smoothed(space, x, y, stats, active)
+
+    def steps(
+        self, x: Leaves, alpha: float | Tensor | None, count: int
+    ) -> tuple[Leaves, Tensor] | None:
+        """x_count and the stats of every update, [count, S, 2], if the
+        operator has a loop of its own for them."""
+        loop = getattr(self.operator, "steps", None)
+        if loop is None or not self._fused or isinstance(alpha, Tensor):
+            return None
+        if alpha is None or self.checkpointed or self._autocast is not None:
+            return None
+        if not fused.takes(x):
+            return None
+        done = loop(x[0], alpha, self.space.ptr[0], count)
+        if done is None:
+            return None
+        self.count += count
+        return (done[0],), done[1]
 
     def _smoothed(
         self,

@@ -12,6 +12,18 @@ from torch import Tensor
 from .status import ConvergenceError, ConvergenceWarning, Status
 
 
+@dataclass
+class Ending:
+    """The last own entry of every segment in the history, and its last
+    update as by :func:`secant`; all [S]. ``moved``: an earlier iterate was
+    returned, which the error bound is not about."""
+
+    last: Tensor
+    step: Tensor
+    slope: Tensor
+    moved: Tensor | None = None
+
+
 @dataclass(repr=False, eq=False)
 class Solution:
     """Result of :func:`fixed_point`. S segments, K recorded evaluations.
@@ -47,11 +59,36 @@ class Solution:
     evaluations: int
     residual: Tensor
     residual_history: Tensor
-    rate: Tensor
-    error_bound: Tensor
+    ending: Ending | None = None
     info: dict[str, Tensor] = field(default_factory=dict)
     method_state: Any = None
     backward: Solution | None = None
+
+    @property
+    def rate(self) -> Tensor:
+        """[S], see the attributes."""
+        ending = self._known_ending()
+        return observed_rate(self.residual_history, ending.last)
+
+    @property
+    def error_bound(self) -> Tensor:
+        """[S], see the attributes."""
+        ending = self._known_ending()
+        bound = error_estimate(
+            self.residual_history,
+            ending.last,
+            self.residual,
+            ending.step,
+            ending.slope,
+        )
+        if ending.moved is not None:
+            bound[ending.moved] = torch.inf
+        return bound
+
+    def _known_ending(self) -> Ending:
+        if self.ending is None:
+            raise AttributeError("this Solution was made without its ending")
+        return self.ending
 
     @property
     def converged(self) -> Tensor:

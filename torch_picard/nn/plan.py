@@ -370,6 +370,33 @@ class Step:
     def smoothed(self, x, alpha, ptr, active) -> tuple[Tensor, Tensor]:
         return self._run(x, x, alpha, ptr, active)
 
+    def steps(self, x, alpha, ptr, count: int):
+        """So many updates at once, or None; see :func:`kernels.steps`."""
+        form = self.form
+        more = form.pre is not None or form.root is not None
+        if more or form.hops > 1 or form.restart or _low(x) is not None:
+            return None
+        return kernels.steps(
+            self.rowptr, self.col, self.value, form.weight, x, alpha,
+            form.bias, self.f, self.activation, self.reduce, ptr, count,
+            self.work,
+        )  # fmt: skip
+
+    def _hops(self, h: Tensor, again: Tensor | None, count: int) -> Tensor:
+        """Propagations before the one that is smoothed."""
+        done = kernels.steps(
+            self.rowptr, self.col, self.value, None, h, 0.0, None, again, 0,
+            self.reduce, None, count, self.work,
+        )  # fmt: skip
+        if done is not None:
+            return done[0]
+        for _ in range(count):
+            h, _ = kernels.propagate(
+                self.rowptr, self.col, self.value, h, h.detach(), 0.0, None,
+                again, 0, self.reduce, None, None,
+            )  # fmt: skip
+        return h
+
     def _run(self, x, old, alpha, ptr, active):
         form = self.form
         h = x
@@ -384,11 +411,7 @@ class Step:
         if form.hops > 1:
             if weight is not None:
                 h, weight = torch.nn.functional.linear(h, weight), None
-            for _ in range(form.hops - 1):
-                h, _ = kernels.propagate(
-                    self.rowptr, self.col, self.value, h, h.detach(), 0.0,
-                    None, again, 0, self.reduce, None, None,
-                )  # fmt: skip
+            h = self._hops(h, again, form.hops - 1)
         if again is not None:
             inject = _sum(again, inject)
         return kernels.linear_propagate(

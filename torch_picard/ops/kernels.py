@@ -437,6 +437,46 @@ def linear_propagate(
     return _LinearPropagate.apply(*arguments, *kept)[:2]
 
 
+def steps(
+    rowptr: Tensor,
+    col: Tensor,
+    value: Tensor | None,
+    weight: Tensor | None,
+    x: Tensor,
+    alpha: float,
+    bias: Tensor | None,
+    inject: Tensor | None,
+    activation: int,
+    reduce: int,
+    ptr: Tensor | None,
+    count: int,
+    work: Workspace,
+) -> tuple[Tensor, Tensor] | None:
+    """``count`` times :func:`linear_propagate` of the state itself, without
+    coming back to Python: x_count and the stats [count, S, 2]. None where
+    that cannot be done: a gradient is wanted, there is no compiled loop."""
+    inputs = (value, weight, x, alpha, bias, inject)
+    if x.device.type != "cpu" or not is_compiled(x.device):
+        return None
+    if _needs_grad(inputs) or is_transformed(*inputs):
+        return None
+    size = 1 if ptr is None else ptr.numel() - 1
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    other = work.empty("other", x.shape, x) if count > 1 else None
+    h = None if weight is None else work.empty("h", x.shape, x)
+    stats = torch.empty(count, size, 2, dtype=torch.float64)
+    exact = accumulation_dtype(x.dtype)
+    with torch.no_grad():
+        _OPS._steps(
+            rowptr, col, _plain(value, exact),
+            None if weight is None else weight.t(), x, alpha,
+            _plain(bias, exact), _plain(inject, x.dtype), activation, reduce,
+            ptr, count, y, other, h, stats,
+        )  # fmt: skip
+    return y, stats
+
+
 def _product(u: Tensor, weight: Tensor, low: Any, work: Workspace) -> Tensor:
     shape = (u.size(0), weight.size(0))
     with torch.autocast(u.device.type, enabled=False):

@@ -23,6 +23,9 @@ COMPILED = {
     "_propagate": f"({_GRAPH}, Tensor h, Tensor? x, float alpha, {_TERMS}, "
     f"{_SEGMENTS}, bool check, Tensor(a!) y, Tensor(b!)? stats, "
     "Tensor(c!)? z, Tensor(d!)? arg) -> ()",
+    "_steps": f"({_GRAPH}, Tensor? weight, Tensor x, float alpha, {_TERMS}, "
+    "Tensor? ptr, int count, Tensor(a!) y, Tensor(b!)? other, "
+    "Tensor(c!)? h, Tensor(d!)? stats) -> ()",
     "_update": f"(Tensor x, Tensor z, float alpha, {_SEGMENTS}, "
     "Tensor(a!) y, Tensor(b!) stats) -> ()",
     "_update_backward": "(Tensor gy, Tensor? z, Tensor? x, float alpha, "
@@ -52,13 +55,12 @@ def _load(device: str, file: str) -> str | None:
             f"torch_picard/{file} was not built; reinstall with a compiler: "
             "pip install --no-build-isolation torch-picard"
         )
-    if device == "cuda":
-        if torch.version.cuda is None:
-            return "this torch was built without CUDA"
-        # Its symbols must be visible to the library.
-        lib = Path(torch.__file__).parent / "lib" / "libtorch_cuda.so"
-        ctypes.CDLL(str(lib), mode=ctypes.RTLD_GLOBAL)
+    if device == "cuda" and torch.version.cuda is None:
+        return "this torch was built without CUDA"
     try:
+        if device == "cuda":  # its symbols must be visible to the library
+            lib = Path(torch.__file__).parent / "lib" / "libtorch_cuda.so"
+            ctypes.CDLL(str(lib), mode=ctypes.RTLD_GLOBAL)
         torch.ops.load_library(str(path))
     except OSError as error:
         return f"torch_picard/{file} does not load: {error}"

@@ -35,8 +35,10 @@ struct Propagate {
   void* y;
   void* z;
   int32_t* arg;   // [rows, C], the entry that the maximum came from, or -1
-  double* stats;  // [rows, 2]: |z - x|^2, |z|^2
-  bool stream;    // y is too large to stay in the cache
+  // |z - x|^2, |z|^2 of every `block` rows, counted from row 0: [.., 2]
+  double* stats;
+  int64_t block;
+  bool stream;  // y is too large to stay in the cache
 };
 
 // y = alpha*x + (1-alpha)*z, elementwise, row by row.

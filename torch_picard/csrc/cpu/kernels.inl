@@ -51,50 +51,85 @@ struct Tile {
   int repeated;  // leading lanes that the tile before this one has counted
 };
 
-// Everything after the aggregation, on vectors that are still in the cache:
-// z = activation(sum + bias + inject), y = alpha*x + (1-alpha)*z.
-template <class X, bool kNarrow>
-__attribute__((noinline)) static void finish_tile(const Propagate& job,
-                                                  const Tile& tile,
-                                                  const Vec<Acc<X>>* sums) {
+// Sums over the rows of a block.
+template <class A>
+struct Sums {
+  Vec<A> square, norm;
+};
+
+// The last step: y = alpha*x + (1-alpha)*z and the sums of |z-x|^2 and |z|^2.
+template <bool kNarrow, bool kPast, class X>
+static inline void smooth_tile(const Propagate& job, const Tile& tile,
+                               const Vec<Acc<X>>* z, Sums<Acc<X>>* stats) {
   using A = Acc<X>;
   using V = Vec<A>;
   constexpr int N = Lanes<A>::N;
-  const int64_t i = tile.row, channels = job.channels;
+  const int64_t channels = job.channels;
+  const int64_t at = tile.row * channels + tile.column;
   const A alpha = A(job.alpha), rest = A(1.0 - job.alpha);
-  const X* x = (const X*)job.x;
-  const X* inject = (const X*)job.inject;
-  const A* bias = (const A*)job.bias;
-  V square = {}, norm = {};
-#pragma GCC unroll 1
+  const X* x = (const X*)job.x + at;
+  X* y = (X*)job.y + at;
+  const bool partial = kNarrow || tile.repeated > 0;
+  V square = stats->square, norm = stats->norm;
   for (int k = 0; k < tile.vectors; k++) {
-    const int64_t c = tile.column + k * N, at = i * channels + c;
-    V z = sums[k];
-    if (job.reduce == Reduce::mean && tile.length > 1) z = z / A(tile.length);
-    if (bias) z += load_row<kNarrow>(bias, 0, c, 1, channels);
-    if (inject) z += load_row<kNarrow>(inject, i, c, i + 1, channels);
-    if (job.activation == Activation::relu)
-      z = select<A>(z < 0, V{}, z);  // leaves NaN alone
-    else if (job.activation == Activation::tanh)
-      z = tanh<A>(z);
-    if (job.z) store_row<kNarrow, A>(z, (X*)job.z + at, channels, false);
-    V y = z;
-    if (x) {
-      V old = load_row<kNarrow>(x, i, c, i + 1, channels);
-      V d = z - old, w = z;
-      if (kNarrow || tile.repeated) {
-        for (int l = 0; l < N; l++)
-          if (l < tile.repeated || (kNarrow && l >= channels)) d[l] = w[l] = 0;
-      }
-      square += d * d;
-      norm += w * w;
-      if (alpha != 0) y = alpha * old + rest * z;
+    V old = load_row<kNarrow>(x + k * N, 0, 0, 1, channels);
+    V w = z[k], d = w - old;
+    V out = alpha != 0 ? alpha * old + rest * w : w;
+    store_row<kNarrow, A>(out, y + k * N, channels, kPast);
+    if (partial) {
+      for (int l = 0; l < N; l++)
+        if (l < tile.repeated || (kNarrow && l >= channels)) d[l] = w[l] = 0;
     }
-    if (job.y) store_row<kNarrow, A>(y, (X*)job.y + at, channels, job.stream);
+    square += d * d;
+    norm += w * w;
   }
-  if (job.stats) {
-    job.stats[2 * i] += total<A>(square);
-    job.stats[2 * i + 1] += total<A>(norm);
+  stats->square = square;
+  stats->norm = norm;
+}
+
+// Everything after the aggregation, on sums that are still in the cache:
+// z = activation(sum + bias + inject), then smoothed.
+template <class X, bool kNarrow>
+__attribute__((noinline)) static void finish_tile(const Propagate& job,
+                                                  const Tile& tile,
+                                                  Vec<Acc<X>>* z,
+                                                  Sums<Acc<X>>* stats) {
+  using A = Acc<X>;
+  constexpr int N = Lanes<A>::N;
+  const int64_t channels = job.channels;
+  const int64_t at = tile.row * channels + tile.column;
+  const int vectors = tile.vectors;
+  if (job.reduce == Reduce::mean && tile.length > 1) {
+    const A length = A(tile.length);
+    for (int k = 0; k < vectors; k++) z[k] = z[k] / length;
+  }
+  if (job.bias) {
+    const A* bias = (const A*)job.bias + tile.column;
+    for (int k = 0; k < vectors; k++)
+      z[k] += load_row<kNarrow>(bias + k * N, 0, 0, 1, channels);
+  }
+  if (job.inject) {
+    const X* inject = (const X*)job.inject + at;
+    for (int k = 0; k < vectors; k++)
+      z[k] += load_row<kNarrow>(inject + k * N, 0, 0, 1, channels);
+  }
+  if (job.activation == Activation::relu)
+    for (int k = 0; k < vectors; k++)
+      z[k] = select<A>(z[k] < 0, Vec<A>{}, z[k]);  // leaves NaN alone
+  else if (job.activation == Activation::tanh)
+#pragma GCC unroll 1
+    for (int k = 0; k < vectors; k++) z[k] = tanh<A>(z[k]);
+  if (job.z)
+    for (int k = 0; k < vectors; k++)
+      store_row<kNarrow, A>(z[k], (X*)job.z + at + k * N, channels, false);
+  if (!job.x) {
+    for (int k = 0; k < vectors; k++)
+      store_row<kNarrow, A>(z[k], (X*)job.y + at + k * N, channels,
+                            job.stream);
+  } else if (job.stream) {
+    smooth_tile<kNarrow, true, X>(job, tile, z, stats);
+  } else {
+    smooth_tile<kNarrow, false, X>(job, tile, z, stats);
   }
 }
 
@@ -180,19 +215,19 @@ static inline void gather_tile(const Propagate& job, const Tile& tile,
 template <bool kMax, class I, class H>
 static void propagate_rows(const Propagate& job, int64_t begin, int64_t end,
                            void (*finish)(const Propagate&, const Tile&,
-                                          const Vec<Acc<H>>*)) {
+                                          Vec<Acc<H>>*, Sums<Acc<H>>*)) {
   constexpr int N = Lanes<Acc<H>>::N;
   const I* rowptr = (const I*)job.rowptr;
   const int64_t whole = job.channels / N * N;
   const int rest = int(job.channels - whole);
   Vec<Acc<H>> sums[kTile];
+  Sums<Acc<H>> stats = {};
   for (int64_t i = begin; i < end; i++) {
-    if (job.stats) job.stats[2 * i] = job.stats[2 * i + 1] = 0;
     Tile tile{i, 0, int64_t(rowptr[i + 1] - rowptr[i]), 1, 0};
     if (whole == 0) {
       gather_tile<1, kMax, true, I, H>(job, tile, sums);
-      finish(job, tile, sums);
-      continue;
+      finish(job, tile, sums, &stats);
+      tile.column = job.channels;
     }
     while (tile.column < job.channels) {
       const int64_t left = (whole - tile.column) / N;
@@ -213,8 +248,14 @@ static void propagate_rows(const Propagate& job, int64_t begin, int64_t end,
         }
         gather_tile<1, kMax, false, I, H>(job, tile, sums);
       }
-      finish(job, tile, sums);
+      finish(job, tile, sums, &stats);
       tile.column += tile.vectors * N;
+    }
+    if (job.stats && ((i + 1) % job.block == 0 || i + 1 == end)) {
+      double* out = job.stats + i / job.block * 2;
+      out[0] = total<Acc<H>>(stats.square);
+      out[1] = total<Acc<H>>(stats.norm);
+      stats.square = stats.norm = Vec<Acc<H>>{};
     }
   }
   if (job.stream) end_of_stream();

@@ -217,12 +217,14 @@ struct Segments {
 
   // Sums of the columns of [rows, width], segment by segment, always in the
   // same order; 0 where not active.
-  void sum(const double* rowwise, int width, double* out) const {
+  void sum(const double* rowwise, int width, double* out,
+           int64_t block = 1) const {
     for (int64_t s = 0; s < size; s++)
       for (int k = 0; k < width; k++) {
         double part[4] = {0, 0, 0, 0};
+        const int64_t stop = (end(s) + block - 1) / block;
         if (is_active(s))
-          for (int64_t i = begin(s); i < end(s); i++)
+          for (int64_t i = begin(s) / block; i < stop; i++)
             part[i & 3] += rowwise[i * width + k];
         out[s * width + k] = part[0] + part[1] + (part[2] + part[3]);
       }
@@ -259,67 +261,73 @@ void prefer_huge_pages(void* data, int64_t bytes) {
 
 // -- operators ----------------------------------------------------------------
 
-void propagate(Tensor rowptr, Tensor col, MaybeTensor value, Tensor h,
-               MaybeTensor x, double alpha, MaybeTensor bias,
-               MaybeTensor inject, int64_t activation, int64_t reduce,
-               MaybeTensor ptr, MaybeTensor active, bool check, Tensor y,
-               MaybeTensor stats, MaybeTensor z, MaybeTensor arg) {
-  const Csr csr = csr_of(rowptr, col);
-  STD_TORCH_CHECK(h.dim() == 2 && h.is_contiguous(),
-                  "h must be contiguous, of shape [M, F]");
+// One call of the propagation kernel: checked, then run as often as wanted.
+struct Pass {
+  Csr csr;
+  Segments segments;
   Propagate job{};
-  job.rowptr = csr.rowptr;
-  job.col = csr.col;
-  job.wide = csr.wide;
-  job.entries = csr.entries;
-  job.sources = h.size(0);
-  job.channels = h.size(1);
-  job.message = dtype_of(h, "h");
-  job.state = dtype_of(y, "y");
-  const bool mixed =
-      job.state == Dtype::f32 && size_of(job.message) == 2;
-  STD_TORCH_CHECK(job.state == job.message || mixed,
-                  "h and y must have the same dtype");
-  if (check) check_indices(csr, job.sources);
-  const ScalarType state = y.scalar_type();
-  const ScalarType exact = accumulation(job.message);
-  const int64_t size = csr.rows * job.channels;
-  if (value) expect(*value, "value", exact, csr.entries);
-  if (bias) expect(*bias, "bias", exact, job.channels);
-  if (x) expect(*x, "x", state, size);
-  if (inject) expect(*inject, "inject", state, size);
-  expect(y, "y", state, size);
-  if (z) expect(*z, "z", state, size);
-  if (arg) {
-    STD_TORCH_CHECK(csr.entries <= INT32_MAX,
-                    "max needs fewer than 2^31 entries");
-    expect(*arg, "arg", ScalarType::Int, size);
-  }
-  job.value = read(value);
-  job.h = h.const_data_ptr();
-  job.x = read(x);
-  job.bias = read(bias);
-  job.inject = read(inject);
-  job.alpha = alpha;
-  job.activation = Activation(activation);
-  job.reduce = Reduce(reduce);
-  job.y = y.mutable_data_ptr();
-  job.z = write(z);
-  job.arg = static_cast<int32_t*>(write(arg));
-  job.stream = is_streamed(y, job.channels, job.state);
-  prefer_huge_pages(job.y, size * size_of(job.state));
-  prefer_huge_pages(job.z, size * size_of(job.state));
 
-  const Segments segments(ptr, active, csr.rows);
-  STD_TORCH_CHECK(!active || x, "active needs x");
-  if (stats) {
-    expect(*stats, "stats", ScalarType::Double, 2 * segments.size);
-    job.stats = scratch(2 * csr.rows);
+  Pass(const Tensor& rowptr, const Tensor& col, const MaybeTensor& value,
+       const Tensor& h, const Tensor& y, double alpha, const MaybeTensor& bias,
+       const MaybeTensor& inject, int64_t activation, int64_t reduce,
+       const MaybeTensor& ptr, const MaybeTensor& active)
+      : csr(csr_of(rowptr, col)), segments(ptr, active, csr.rows) {
+    STD_TORCH_CHECK(h.dim() == 2 && h.is_contiguous(),
+                    "h must be contiguous, of shape [M, F]");
+    job.rowptr = csr.rowptr;
+    job.col = csr.col;
+    job.wide = csr.wide;
+    job.entries = csr.entries;
+    job.sources = h.size(0);
+    job.channels = h.size(1);
+    job.message = dtype_of(h, "h");
+    job.state = dtype_of(y, "y");
+    const bool mixed = job.state == Dtype::f32 && size_of(job.message) == 2;
+    STD_TORCH_CHECK(job.state == job.message || mixed,
+                    "h and y must have the same dtype");
+    const ScalarType exact = accumulation(job.message);
+    if (value) expect(*value, "value", exact, csr.entries);
+    if (bias) expect(*bias, "bias", exact, job.channels);
+    if (inject) expect(*inject, "inject", y.scalar_type(), size());
+    expect(y, "y", y.scalar_type(), size());
+    job.value = read(value);
+    job.h = h.const_data_ptr();
+    job.bias = read(bias);
+    job.inject = read(inject);
+    job.alpha = alpha;
+    job.activation = Activation(activation);
+    job.reduce = Reduce(reduce);
+    job.y = y.mutable_data_ptr();
+    job.stream = is_streamed(y, job.channels, job.state);
+    // Segments may end anywhere, a single one only at the last row.
+    job.block = ptr ? 1 : 16;
+    prefer_huge_pages(job.y, size() * size_of(job.state));
   }
-  const Kernels& k = kernels();
-  const int64_t width = size_of(job.state) * job.channels;
-  const auto copy = [&](int64_t begin, int64_t end) {
-    const auto offset = begin * width, bytes = (end - begin) * width;
+
+  int64_t size() const { return csr.rows * job.channels; }
+
+  void run(double* stats) {
+    const int64_t blocks = (csr.rows + job.block - 1) / job.block;
+    job.stats = stats ? scratch(2 * blocks) : nullptr;
+    if (stats && size() == 0) std::fill(job.stats, job.stats + 2 * blocks, 0.0);
+    if (size() > 0)
+      parallel_rows(
+          csr.rows,
+          [&](int64_t i) { return (csr.start(i) + 4 * i) * job.channels; },
+          [&](int64_t begin, int64_t end) {
+            segments.runs(
+                begin, end,
+                [&](int64_t a, int64_t b) { kernels().propagate(job, a, b); },
+                [&](int64_t a, int64_t b) { keep(a, b); });
+          },
+          job.block);
+    if (stats) segments.sum(job.stats, 2, stats, job.block);
+  }
+
+  // Rows that are not active.
+  void keep(int64_t begin, int64_t end) const {
+    const int64_t width = size_of(job.state) * job.channels;
+    const int64_t offset = begin * width, bytes = (end - begin) * width;
     const char* from = static_cast<const char*>(job.x) + offset;
     if (bytes) std::memcpy(static_cast<char*>(job.y) + offset, from, bytes);
     if (job.z && bytes)
@@ -327,19 +335,70 @@ void propagate(Tensor rowptr, Tensor col, MaybeTensor value, Tensor h,
     if (job.arg)
       std::fill(job.arg + begin * job.channels, job.arg + end * job.channels,
                 -1);
-  };
-  if (size > 0)
-    parallel_rows(
-        csr.rows,
-        [&](int64_t i) { return (csr.start(i) + 4 * i) * job.channels; },
-        [&](int64_t begin, int64_t end) {
-          segments.runs(
-              begin, end,
-              [&](int64_t a, int64_t b) { k.propagate(job, a, b); }, copy);
-        });
-  if (stats) {
-    if (size == 0) std::fill(job.stats, job.stats + 2 * csr.rows, 0.0);
-    segments.sum(job.stats, 2, static_cast<double*>(stats->mutable_data_ptr()));
+  }
+};
+
+double* stats_of(const MaybeTensor& stats, int64_t size) {
+  if (!stats) return nullptr;
+  expect(*stats, "stats", ScalarType::Double, size);
+  return static_cast<double*>(stats->mutable_data_ptr());
+}
+
+void propagate(Tensor rowptr, Tensor col, MaybeTensor value, Tensor h,
+               MaybeTensor x, double alpha, MaybeTensor bias,
+               MaybeTensor inject, int64_t activation, int64_t reduce,
+               MaybeTensor ptr, MaybeTensor active, bool check, Tensor y,
+               MaybeTensor stats, MaybeTensor z, MaybeTensor arg) {
+  Pass pass(rowptr, col, value, h, y, alpha, bias, inject, activation, reduce,
+            ptr, active);
+  if (check) check_indices(pass.csr, pass.job.sources);
+  STD_TORCH_CHECK(!active || x, "active needs x");
+  if (x) expect(*x, "x", y.scalar_type(), pass.size());
+  if (z) expect(*z, "z", y.scalar_type(), pass.size());
+  if (arg) {
+    STD_TORCH_CHECK(pass.csr.entries <= INT32_MAX,
+                    "max needs fewer than 2^31 entries");
+    expect(*arg, "arg", ScalarType::Int, pass.size());
+  }
+  pass.job.x = read(x);
+  pass.job.z = write(z);
+  pass.job.arg = static_cast<int32_t*>(write(arg));
+  prefer_huge_pages(pass.job.z, pass.size() * size_of(pass.job.state));
+  pass.run(stats_of(stats, 2 * pass.segments.size));
+}
+
+void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
+  using torch::stable::detail::from;
+  StableIValue stack[3] = {from(a), from(b), from(out)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::mm", "out", stack, TORCH_ABI_VERSION));
+  torch::stable::detail::to<Tensor>(stack[0]);  // to let go of it
+}
+
+// `count` updates of h = x W', z = activation(...), from x to y by way of
+// `other`. Without `weight`, h is the state itself. stats is [count, S, 2].
+void steps(Tensor rowptr, Tensor col, MaybeTensor value, MaybeTensor weight,
+           Tensor x, double alpha, MaybeTensor bias, MaybeTensor inject,
+           int64_t activation, int64_t reduce, MaybeTensor ptr, int64_t count,
+           Tensor y, MaybeTensor other, MaybeTensor h, MaybeTensor stats) {
+  STD_TORCH_CHECK(count > 0 && (count == 1 || other), "other is needed");
+  STD_TORCH_CHECK(!weight || h, "h is needed");
+  Pass pass(rowptr, col, value, h ? *h : x, y, alpha, bias, inject, activation,
+            reduce, ptr, {});
+  STD_TORCH_CHECK(pass.job.sources == pass.csr.rows,
+                  "the graph must be square");
+  expect(x, "x", y.scalar_type(), pass.size());
+  if (other) expect(*other, "other", y.scalar_type(), pass.size());
+  double* sums = stats_of(stats, 2 * pass.segments.size * count);
+  for (int64_t k = 0; k < count; k++) {
+    const bool even = (count - 1 - k) % 2 == 0;
+    const Tensor& from = k == 0 ? x : even ? *other : y;
+    const Tensor& to = even ? y : *other;
+    if (weight) multiply(from, *weight, *h);
+    pass.job.h = weight ? h->const_data_ptr() : from.const_data_ptr();
+    pass.job.x = from.const_data_ptr();
+    pass.job.y = to.mutable_data_ptr();
+    pass.run(sums ? sums + 2 * pass.segments.size * k : nullptr);
   }
 }
 
@@ -571,6 +630,7 @@ void compress(Tensor index, int64_t size, Tensor ptr, Tensor perm) {
 
 STABLE_TORCH_LIBRARY_IMPL(torch_picard, CPU, m) {
   m.impl("_propagate", TORCH_BOX(&torch_picard::propagate));
+  m.impl("_steps", TORCH_BOX(&torch_picard::steps));
   m.impl("_update", TORCH_BOX(&torch_picard::update));
   m.impl("_update_backward", TORCH_BOX(&torch_picard::update_backward));
   m.impl("_sampled", TORCH_BOX(&torch_picard::sampled));

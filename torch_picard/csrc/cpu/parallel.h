@@ -14,9 +14,10 @@ constexpr int kPiecesPerThread = 16;
 
 // Calls work(begin, end) on pieces of [0, rows). cost(i) is what the rows
 // before i cost together, in element operations; it never falls. Results must
-// not depend on the pieces.
+// not depend on the pieces; they begin at multiples of `unit`.
 template <class Cost, class Work>
-void parallel_rows(int64_t rows, const Cost& cost, const Work& work) {
+void parallel_rows(int64_t rows, const Cost& cost, const Work& work,
+                   int64_t unit = 1) {
   if (rows <= 0) return;
   const int64_t total = cost(rows);
   const int64_t threads =
@@ -39,7 +40,7 @@ void parallel_rows(int64_t rows, const Cost& cost, const Work& work) {
       else
         high = middle;
     }
-    start[p] = low;
+    start[p] = std::min(rows, (low + unit - 1) / unit * unit);
   }
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
