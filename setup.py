@@ -71,7 +71,11 @@ def extensions() -> list[Extension]:
     ]
     found = [Extension("torch_picard._cpu", cpu, optional=True)]
     if wants_cuda():
-        cuda = [str(path) for path in sorted((CSRC / "cuda").glob("*.cu"))]
+        cuda = [
+            str(path)
+            for path in sorted((CSRC / "cuda").iterdir())
+            if path.suffix in (".cpp", ".cu")
+        ]
         optional = not switched_on("FORCE_CUDA")
         found.append(Extension("torch_picard._cuda", cuda, optional=optional))
     return found
