@@ -19,14 +19,13 @@ struct Cells {
 template <class X, int kN>
 struct Smooth {
   using A = Acc<X>;
-  static constexpr int N = kN, kParts = 2;
-  static constexpr int kBlocks = sizeof(A) == 8 ? 3 : 4;
+  static constexpr int N = kN, kParts = 2, kBlocks = 3;
   Update job;
+  A alpha = A(job.alpha), rest = A(1.0 - job.alpha);
 
   template <int M>
   __device__ void step(const Pack<X, M>& x, const Pack<X, M>& z, X* to,
                        A (&sums)[kParts]) const {
-    const A alpha = A(job.alpha), rest = A(1.0 - job.alpha);
     A y[M];
 #pragma unroll
     for (int n = 0; n < M; n++) {
@@ -71,11 +70,11 @@ struct SmoothBackward {
   using A = Acc<X>;
   static constexpr int N = kN, kParts = 1, kBlocks = 4;
   UpdateBackward job;
+  A alpha = A(job.alpha), rest = A(1.0 - job.alpha);
 
   template <int M>
   __device__ void step(int64_t at, const Pack<X, M>& gy, const Pack<X, M>& z,
                        const Pack<X, M>& x, A (&sums)[kParts]) const {
-    const A alpha = A(job.alpha), rest = A(1.0 - job.alpha);
     A gx[M], gz[M];
 #pragma unroll
     for (int n = 0; n < M; n++) {

@@ -19,6 +19,7 @@ struct Aggregate {
   static constexpr int kBlocks =
       sizeof(A) == 8 || N > 4 || (kMax && N > 1) ? 3 : 4;
   Propagate job;
+  A alpha = A(job.alpha), rest = A(1.0 - job.alpha);
 
   // The columns from c of a slice. `from` counts the entries of the row.
   __device__ void gather(const Graph& graph, const Lane& lane,
@@ -125,7 +126,6 @@ struct Aggregate {
     }
     if (job.z) store<N>(z, static_cast<X*>(job.z) + at);
     if (job.x) {
-      const A alpha = A(job.alpha), rest = A(1.0 - job.alpha);
       const auto x = load_once<N>(static_cast<const X*>(job.x) + at);
 #pragma unroll
       for (int n = 0; n < N; n++) {
