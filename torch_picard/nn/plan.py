@@ -158,8 +158,12 @@ def _graph(conv: GraphConv) -> Form:
 def _gin(conv: GINConv) -> Form:
     reduce = _reduce(conv)
     eps = conv.eps
-    scale = 1 + eps if eps.requires_grad else 1 + float(eps)
-    root = (lambda x: x) if scale == 1 else (lambda x: scale * x)
+
+    def root(x: Tensor) -> Tensor:
+        if not eps.requires_grad and float(eps) == 0:
+            return x
+        return (1 + eps) * x
+
     return Form(reduce, root=root, after=lambda s, x: conv.nn(s))
 
 
@@ -544,10 +548,10 @@ def _form(conv, x, edge_index, args, kwargs, chosen) -> tuple[Form, Any]:
         raise _Unknown("the torch backend runs convs as they are")
     if torch.compiler.is_compiling():
         raise _Unknown("torch.compile fuses by itself")
-    if _watched(conv):
-        raise _Unknown("its message passing is hooked, patched or explained")
     if conv.decomposed_layers > 1:
         raise _Unknown("its layers are decomposed")
+    if _watched(conv):
+        raise _Unknown("its message passing is hooked, patched or explained")
     if conv.flow != "source_to_target" or conv.node_dim != -2:
         raise _Unknown(
             f"flow={conv.flow!r}, node_dim={conv.node_dim} is not the default"
