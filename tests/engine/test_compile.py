@@ -49,14 +49,6 @@ def both(fn, backend, *args):
     return results
 
 
-INDUCTOR_NAN = pytest.mark.xfail(
-    strict=True,
-    reason="open: compiled by inductor (torch 2.13) the gradient of an "
-    "accelerated solve is NaN, cause unknown; the value is right, and under "
-    "aot_eager both are",
-)
-
-
 @pytest.mark.parametrize(
     "name, segments, backend",
     [
@@ -70,9 +62,8 @@ INDUCTOR_NAN = pytest.mark.xfail(
         pytest.param("adaptive", "batch", "inductor", marks=SLOW),
         pytest.param("anderson", "batch", "aot_eager", marks=SLOW),
         pytest.param("broyden", "batch", "aot_eager", marks=SLOW),
-        pytest.param(
-            "anderson", "batch", "inductor", marks=[SLOW, INDUCTOR_NAN]
-        ),
+        pytest.param("anderson", "batch", "inductor", marks=SLOW),
+        pytest.param("broyden", "batch", "inductor", marks=SLOW),
     ],
 )
 def test_compiled_equals_eager(name, segments, backend):

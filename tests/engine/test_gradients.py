@@ -203,6 +203,39 @@ def test_unrolled_is_the_derivative_of_what_was_done(method):
     assert gradcheck(solve, inputs((4,), (4,)))
 
 
+def test_segments_that_ended_do_not_spoil_the_gradient(method):
+    """The differences of one that has converged are 0, a column of length 0
+    to an accelerator, whose derivative is infinite."""
+    factor = torch.tensor([[0.0], [0.5], [0.9]], dtype=torch.float64)
+    (b,) = inputs((3, 2))
+    x = fixed_point(
+        lambda x: factor * torch.tanh(x) + b,
+        torch.zeros_like(b),
+        segments="leading",
+        **options(Unrolled(), method),
+    ).value
+    (g,) = torch.autograd.grad(x.sum(), b, create_graph=True)
+    exact = 1 / (1 - factor * (1 - torch.tanh(x.detach()) ** 2))
+    torch.testing.assert_close(g, exact, rtol=1e-6, atol=0)
+    (g,) = torch.autograd.grad(g.sum(), b)
+    assert g.isfinite().all()
+
+
+def test_a_singular_system_does_not_spoil_the_gradient():
+    """df = R dx is orthogonal to dx: Broyden's 1 x 1 system is 0."""
+    (a,) = inputs((2, 2))
+    turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
+    x = fixed_point(
+        lambda x: x + (turn + 0 * a) @ x + 1,
+        torch.zeros(2, dtype=torch.float64),
+        method=Broyden(),
+        rtol=0.0,
+        max_iter=3,
+    ).value
+    (g,) = torch.autograd.grad(x.sum(), a)
+    assert x.isfinite().all() and g.isfinite().all()
+
+
 def test_a_learned_alpha():
     def solve(alpha, x0):
         return fixed_point(

@@ -75,7 +75,7 @@ class Anderson(SecantMethod):
             gamma = solve(
                 gram,
                 dots(space, secants.df, f),
-                gram.diagonal(dim1=1, dim2=2).sqrt(),
+                gram,
                 usable,
                 self.regularization or 10 * torch.finfo(space.dtype).eps,
             ).to(space.dtype)

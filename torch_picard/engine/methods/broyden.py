@@ -70,7 +70,7 @@ class Broyden(SecantMethod):
             c = solve(
                 -h * sf - ss.tril(-1),
                 h * dots(space, s, f),
-                ss.diagonal(dim1=1, dim2=2).sqrt(),
+                ss,
                 usable,
                 0.0,
             ).to(space.dtype)

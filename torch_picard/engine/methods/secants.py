@@ -110,19 +110,31 @@ def extend(old: Tensor, row: Tensor, column: Tensor) -> Tensor:
 
 
 def solve(
-    matrix: Tensor, rhs: Tensor, length: Tensor, usable: Tensor, ridge: float
+    matrix: Tensor, rhs: Tensor, gram: Tensor, usable: Tensor, ridge: float
 ) -> Tensor:
-    """Solve the systems [S, m, m] y = rhs after scaling column j to length 1
-    (``length`` [S, m]); y is 0 where a column is not usable, and everywhere
-    on a segment whose system is singular."""
-    usable = usable & (length > 0) & torch.isfinite(length)
-    one, zero = torch.ones_like(rhs), torch.zeros_like(rhs)
-    length = torch.where(usable, length, one)
-    scaled = matrix / (length[:, :, None] * length[:, None, :])
+    """Solve the systems [S, m, m] y = rhs after scaling column j to length 1,
+    its squared length being ``gram[:, j, j]``; y is 0 where a column is not
+    usable, and everywhere on a segment whose system is singular.
+
+    What is not to be used is masked before each operation, not after it: the
+    derivative of a root at 0 and of a singular system is infinite, and 0
+    times that is NaN.
+    """
+    unit = torch.eye(rhs.size(1), dtype=torch.bool, device=rhs.device)
+    one, zero, eye = torch.ones_like(rhs), torch.zeros_like(rhs), unit.double()
+    # Not gram.diagonal(): inductor (torch 2.13) saves a matrix and its view
+    # both for the backward pass, there overwrites one, and reads the other.
+    square = torch.where(unit, gram, 0.0).sum(2)
+    usable = usable & (square > 0) & torch.isfinite(square)
+    length = torch.where(usable, square, one).sqrt()
     pairs = usable[:, :, None] & usable[:, None, :]
-    eye = torch.eye(rhs.size(1), dtype=rhs.dtype, device=rhs.device)
-    scaled = torch.where(pairs, scaled + ridge * eye, eye)
-    rhs = torch.where(usable, rhs / length, zero)
+    matrix = torch.where(pairs, matrix, eye)
+    scaled = matrix / (length[:, :, None] * length[:, None, :]) + ridge * eye
+    rhs = torch.where(usable, rhs, zero) / length
+    if scaled.requires_grad:
+        singular = torch.linalg.lu_factor_ex(scaled.detach())[2] > 0
+        scaled = torch.where(singular[:, None, None], eye, scaled)
+        usable = usable & ~singular[:, None]
     y = torch.linalg.solve_ex(scaled, rhs)[0] / length
     sound = usable & torch.isfinite(y).all(dim=1, keepdim=True)
     return torch.where(sound, y, zero)
