@@ -203,7 +203,10 @@ class Monitor:
     @property
     def active(self) -> Tensor | None:
         """The segments still iterated, bool [S]; None for all."""
-        if self.some_ended and self._mask is None:
+        return self._unended() if self.some_ended else None
+
+    def _unended(self) -> Tensor:
+        if self._mask is None:
             self._mask = self._tensor(~self.ended)
         return self._mask
 
@@ -221,8 +224,7 @@ class Monitor:
             return x_next
         if self.done:
             return x
-        mask = self.active
-        assert mask is not None
+        mask = self._unended()
         if active is mask:
             return x_next
         return self.space.where(mask, x_next, x)
