@@ -9,6 +9,7 @@ to the formulas of reference.py where nothing compiled is present.
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 
 import torch
@@ -48,12 +49,18 @@ for _name, _schema in COMPILED.items():
 MISSING: dict[str, str | None] = {}
 
 
+#: where the compiled libraries are, such as those of tests/sanitize.sh
+FOLDER = Path(
+    os.environ.get("TORCH_PICARD_LIBRARY") or Path(__file__).parents[1]
+)
+
+
 def _load(device: str, file: str) -> str | None:
-    path = Path(__file__).parents[1] / file
+    path = FOLDER / file
     if not path.exists():
         return (
-            f"torch_picard/{file} was not built; reinstall with a compiler: "
-            "pip install --no-build-isolation torch-picard"
+            f"{FOLDER.name}/{file} was not built; reinstall with a "
+            "compiler: pip install --no-build-isolation torch-picard"
         )
     if device == "cuda" and torch.version.cuda is None:
         return "this torch was built without CUDA"
@@ -63,7 +70,7 @@ def _load(device: str, file: str) -> str | None:
             ctypes.CDLL(str(lib), mode=ctypes.RTLD_GLOBAL)
         torch.ops.load_library(str(path))
     except OSError as error:
-        return f"torch_picard/{file} does not load: {error}"
+        return f"{FOLDER.name}/{file} does not load: {error}"
     return None
 
 
@@ -79,7 +86,6 @@ def instruction_set() -> str | None:
     """What the CPU library chose: baseline, avx2 or avx512."""
     if MISSING["cpu"] is not None:
         return None
-    path = Path(__file__).parents[1] / "_cpu.so"
-    function = ctypes.CDLL(str(path)).torch_picard_isa
+    function = ctypes.CDLL(str(FOLDER / "_cpu.so")).torch_picard_isa
     function.restype = ctypes.c_char_p
     return function().decode()
