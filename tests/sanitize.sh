@@ -27,14 +27,25 @@ for library in libasan.so libubsan.so libstdc++.so; do
     preload+=" $("$compiler" -print-file-name="$library")"
 done
 export TORCH_PICARD_LIBRARY="$work/lib/torch_picard"
-export ASAN_OPTIONS="detect_leaks=0:halt_on_error=1:abort_on_error=0"
-export UBSAN_OPTIONS="print_stacktrace=1:halt_on_error=1"
+report=$work/report
+export ASAN_OPTIONS="detect_leaks=0:halt_on_error=1:log_path=$report"
+export UBSAN_OPTIONS="print_stacktrace=1:halt_on_error=1:log_path=$report"
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive HYPOTHESIS_PROFILE=ci
 
 # -p no:faulthandler: the report of a crash is the sanitizer's. What is
 # compiled by others, or in processes of its own, has its turn elsewhere.
+status=0
 LD_PRELOAD=$preload "$python" -m pytest -p no:faulthandler -q \
     tests/ops -m "not slow" -k "not scatter and not 100_runs" \
     --ignore tests/ops/test_compile.py --ignore tests/ops/test_build.py \
     --ignore tests/ops/test_cuda.py --ignore tests/ops/test_cuda_build.py \
-    "$@"
+    "$@" || status=$?
+
+# pytest keeps what a process writes that ends halfway: it is in files.
+for file in "$report".*; do
+    if [[ -e $file ]]; then
+        cat "$file" >&2
+        status=1
+    fi
+done
+exit "$status"
