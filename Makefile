@@ -7,16 +7,21 @@ JOBS ?= auto
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
-TEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --maxprocesses 4
+# Threads that wait would keep the cores from the other workers.
+QUIET := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+TEST := $(QUIET) $(RUN) -m pytest -n $(JOBS) --maxprocesses 4
 SOURCES := torch_picard examples benchmarks tests docs setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format docs bench clean
+.PHONY: help install demo test test-slow test-scatter sanitize lint format
+.PHONY: docs bench clean
 
 help:
 	@echo "make demo       iterated graph networks against plain ones, on noisy data"
 	@echo "make test       unit tests, and every code block of the docs"
 	@echo "make test-slow  the tests that take longer"
+	@echo "make sanitize   the operators' tests under AddressSanitizer and UBSan"
+	@echo "make test-scatter  the operators' tests with torch-scatter, built first"
 	@echo "make lint       format check, lint, types      make format  repairs"
 	@echo "make docs       HTML pages in docs/build/html"
 	@echo "make bench      timings against peers"
@@ -34,6 +39,26 @@ test: install
 # pytest exits with 5 when there is no such test.
 test-slow: install
 	$(TEST) -m slow || test $$? -eq 5
+
+sanitize: install
+	PYTHON=$(RUN) tests/sanitize.sh
+
+# torch-scatter has a folder of its own, which only this target puts on the
+# path: every other one goes without it, as most users do. There is no wheel
+# for this torch, and the build takes 6 to 8 minutes. --no-deps: nothing that
+# is in .venv may be replaced.
+SCATTER := $(VENV)/scatter
+
+$(SCATTER)/stamp: $(VENV)/requirements.stamp
+	rm -rf $(SCATTER)
+	FORCE_ONLY_CPU=1 $(PIP) install --no-build-isolation --no-deps \
+	    -c constraints.txt --target $(SCATTER) torch-scatter==2.1.2
+	@touch $@
+
+test-scatter: install $(SCATTER)/stamp
+	PYTHONPATH=$(CURDIR)/$(SCATTER) $(RUN) -c \
+	    "import torch, torch_scatter as s; print(torch.__version__, s.__file__)"
+	PYTHONPATH=$(CURDIR)/$(SCATTER) $(TEST) tests/ops -k scatter
 
 lint: install
 	$(RUN) -m ruff format --check $(wildcard $(SOURCES))

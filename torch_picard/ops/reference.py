@@ -81,14 +81,14 @@ def aggregate(
         message = message * value.to(dtype)[:, None]
     out = message.new_zeros(length.numel(), h.size(1))
     if reduce == "max":
-        return _maximum(out, row, message)
+        return maximum(out, row, message)
     out = out.index_add(0, row, message)
     if reduce == "mean":
         out = out / length.clamp(min=1).to(dtype)[:, None]
     return out
 
 
-def _maximum(out: Tensor, row: Tensor, message: Tensor) -> Tensor:
+def maximum(out: Tensor, row: Tensor, message: Tensor) -> Tensor:
     """Row by row the first entry that has the maximum, or the first NaN."""
     if message.numel() == 0:
         return out.index_add(0, row, message)
@@ -124,7 +124,9 @@ def update(
         old, new = torch.where(rows, old, 0.0), torch.where(rows, new, 0.0)
     if isinstance(alpha, Tensor):
         weight = alpha.to(dtype).reshape(())
-        y = weight * old + (1 - weight) * new
+        # what rounding alpha does to 1 - alpha, which may be small
+        lost = (1 - alpha.detach()).to(dtype).reshape(()) - (1 - weight)
+        y = weight * old + (1 - weight + lost.detach()) * new
     else:
         y = alpha * old + (1 - alpha) * new if alpha else new
     y = y.to(x.dtype)
