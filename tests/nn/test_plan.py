@@ -1,6 +1,7 @@
 """The planning step: the same function as the conv's own forward, faster."""
 
 import copy
+import dataclasses
 import pickle
 
 import pytest
@@ -19,6 +20,7 @@ from torch_geometric.nn import (
 from torch_geometric.utils import to_torch_csr_tensor
 
 from torch_picard import Anderson, Implicit, NewtonKrylov, PicardConv
+from torch_picard.nn.plan import plan
 from torch_picard.ops.library import MISSING
 
 pytestmark = pytest.mark.skipif(
@@ -324,3 +326,46 @@ def test_under_autocast_messages_are_rounded_and_sums_are_not():
     assert low.dtype == torch.float32
     error = (low - full).norm() / full.norm()
     assert 0 < error < 4 * torch.finfo(torch.bfloat16).eps
+
+
+@pytest.mark.parametrize("name", ["gcn", "simple", "graph mean"])
+@pytest.mark.parametrize("rows", [N, 5000])
+def test_under_autocast_the_compiled_loop_is_the_loop(name, rows):
+    # 5000 rows: the rounded product is taken in blocks of fewer
+    torch.manual_seed(0)
+    step = step_of(FUSED[name](), torch.randn(rows, F), edges())
+    step.form = dataclasses.replace(step.form, root=None)
+    x = torch.randn(rows, F)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        got, stats = step.steps(x, 0.3, None, 4)
+        want, sums = x, []
+        for _ in range(4):
+            want, one = step.smoothed(want, 0.3, None, None)
+            sums.append(one)
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+    torch.testing.assert_close(stats, torch.stack(sums), rtol=0, atol=0)
+
+
+def step_of(conv, x, edge_index):
+    """The operator that a PicardConv would iterate."""
+    found = plan(
+        None, conv, x, edge_index, (), {}, f=None, activation=None,
+        backend="auto",
+    )  # fmt: skip
+    assert found.path == "fused"
+    return found.operator
+
+
+@pytest.mark.parametrize("name", ["sgc", "appnp"])
+def test_hops_without_a_gradient_are_those_with_one(name):
+    torch.manual_seed(0)
+    picard = PicardConv(FUSED[name](), alpha=0.3, max_iter=3, rtol=0.0)
+    x = torch.randn(N, F)
+    kept = x.clone()
+    with torch.no_grad():
+        got = picard(x, edges())
+        again = picard(x, edges())
+    want = picard(x.clone().requires_grad_(), edges())
+    torch.testing.assert_close(got, want.detach())
+    torch.testing.assert_close(got, again, rtol=0, atol=0)
+    torch.testing.assert_close(x, kept, rtol=0, atol=0)

@@ -378,28 +378,42 @@ class Step:
         """So many updates at once, or None; see :func:`kernels.steps`."""
         form = self.form
         more = form.pre is not None or form.root is not None
-        if more or form.hops > 1 or form.restart or _low(x) is not None:
+        if more or form.hops > 1 or form.restart or not self._whole(x, alpha):
             return None
         return kernels.steps(
             self.rowptr, self.col, self.value, form.weight, x, alpha,
             form.bias, self.f, self.activation, self.reduce, ptr, count,
-            self.work,
+            _low(x), self.work,
         )  # fmt: skip
+
+    def _whole(self, x: Tensor, alpha: float | Tensor = 0.0) -> bool:
+        form = self.form
+        return kernels.runs_whole(
+            x, alpha, self.value, form.weight, form.bias, self.f
+        )
 
     def _hops(self, h: Tensor, again: Tensor | None, count: int) -> Tensor:
         """Propagations before the one that is smoothed."""
-        done = kernels.steps(
-            self.rowptr, self.col, self.value, None, h, 0.0, None, again, 0,
-            self.reduce, None, count, self.work,
-        )  # fmt: skip
-        if done is not None:
-            return done[0]
+        if self._whole(h):
+            return kernels.hops(
+                self.rowptr, self.col, self.value, h, again, self.reduce,
+                count, self.work,
+            )  # fmt: skip
         for _ in range(count):
             h, _ = kernels.propagate(
                 self.rowptr, self.col, self.value, h, h.detach(), 0.0, None,
                 again, 0, self.reduce, None, None,
             )  # fmt: skip
         return h
+
+    def _again(self, x: Tensor) -> Tensor | None:
+        """What every hop starts from anew."""
+        restart = self.form.restart
+        if not restart:
+            return None
+        if not self._whole(x):
+            return restart * x
+        return torch.mul(x, restart, out=self.work.empty("again", x.shape, x))
 
     def _run(self, x, old, alpha, ptr, active):
         form = self.form
@@ -411,7 +425,7 @@ class Step:
         if form.root is not None:
             inject = _sum(form.root(x), inject)
         weight = form.weight
-        again = form.restart * x if form.restart else None
+        again = self._again(x)
         if form.hops > 1:
             if weight is not None:
                 h, weight = torch.nn.functional.linear(h, weight), None

@@ -437,6 +437,14 @@ def linear_propagate(
     return _LinearPropagate.apply(*arguments, *kept)[:2]
 
 
+def runs_whole(x: Tensor, *inputs: Any) -> bool:
+    """Whether :func:`steps` can take over: there is a compiled loop, and no
+    derivative is wanted."""
+    if x.device.type != "cpu" or not is_compiled(x.device):
+        return False
+    return not (_needs_grad((x, *inputs)) or is_transformed(x, *inputs))
+
+
 def steps(
     rowptr: Tensor,
     col: Tensor,
@@ -450,40 +458,74 @@ def steps(
     reduce: int,
     ptr: Tensor | None,
     count: int,
+    low: torch.dtype | None,
     work: Workspace,
-) -> tuple[Tensor, Tensor] | None:
+) -> tuple[Tensor, Tensor]:
     """``count`` times :func:`linear_propagate` of the state itself, without
-    coming back to Python: x_count and the stats [count, S, 2]. None where
-    that cannot be done: a gradient is wanted, there is no compiled loop."""
-    inputs = (value, weight, x, alpha, bias, inject)
-    if x.device.type != "cpu" or not is_compiled(x.device):
-        return None
-    if _needs_grad(inputs) or is_transformed(*inputs):
-        return None
-    size = 1 if ptr is None else ptr.numel() - 1
+    coming back to Python: x_count and the stats [count, S, 2]. Only where
+    :func:`runs_whole` says so."""
     x = x.contiguous()
-    y = torch.empty_like(x)
-    other = work.empty("other", x.shape, x) if count > 1 else None
-    h = None if weight is None else work.empty("h", x.shape, x)
+    size = 1 if ptr is None else ptr.numel() - 1
     stats = torch.empty(count, size, 2, dtype=torch.float64)
+    y = torch.empty_like(x)
+    _loop(
+        rowptr, col, value, weight, x, alpha, bias, inject, activation,
+        reduce, ptr, count, low, work, y, stats,
+    )  # fmt: skip
+    return y, stats
+
+
+def hops(
+    rowptr: Tensor,
+    col: Tensor,
+    value: Tensor | None,
+    x: Tensor,
+    inject: Tensor | None,
+    reduce: int,
+    count: int,
+    work: Workspace,
+) -> Tensor:
+    """``count`` propagations with nothing but ``inject`` added, as
+    :func:`steps` without smoothing and residuals. What comes back is memory
+    of ``work``."""
+    x = x.contiguous()
+    y = work.empty("hop", x.shape, x)
+    _loop(
+        rowptr, col, value, None, x, 0.0, None, inject, NONE, reduce, None,
+        count, None, work, y, None,
+    )  # fmt: skip
+    return y
+
+
+def _loop(
+    rowptr, col, value, weight, x, alpha, bias, inject, activation, reduce,
+    ptr, count, low, work, y, stats,
+):  # fmt: skip
+    other = work.empty("other", x.shape, x) if count > 1 else None
+    h = None
+    if weight is not None or low is not None:
+        h = work.empty("h", x.shape, x, low)
     exact = accumulation_dtype(x.dtype)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         _OPS._steps(
             rowptr, col, _plain(value, exact),
             None if weight is None else weight.t(), x, alpha,
             _plain(bias, exact), _plain(inject, x.dtype), activation, reduce,
             ptr, count, y, other, h, stats,
         )  # fmt: skip
-    return y, stats
 
 
 def _product(u: Tensor, weight: Tensor, low: Any, work: Workspace) -> Tensor:
+    """u W', taken in the dtype of u and kept in ``low``."""
     shape = (u.size(0), weight.size(0))
+    h = work.empty("h", shape, u, low)
     with torch.autocast(u.device.type, enabled=False):
-        h = torch.mm(u, weight.t(), out=work.empty("h", shape, u))
-    if low is None:
-        return h
-    return work.empty("low", shape, u, low).copy_(h)
+        if low is None:
+            return torch.mm(u, weight.t(), out=h)
+        if u.device.type == "cpu" and is_compiled(u.device):
+            _OPS._product(u, weight.t(), h)
+            return h
+        return h.copy_(torch.mm(u, weight.t()))
 
 
 def _linear_forward(

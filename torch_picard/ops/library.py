@@ -24,6 +24,7 @@ COMPILED = {
     "_propagate": f"({_GRAPH}, Tensor h, Tensor? x, float alpha, {_TERMS}, "
     f"{_SEGMENTS}, bool check, Tensor(a!) y, Tensor(b!)? stats, "
     "Tensor(c!)? z, Tensor(d!)? arg) -> ()",
+    "_product": "(Tensor x, Tensor weight, Tensor(a!) h) -> ()",
     "_steps": f"({_GRAPH}, Tensor? weight, Tensor x, float alpha, {_TERMS}, "
     "Tensor? ptr, int count, Tensor(a!) y, Tensor(b!)? other, "
     "Tensor(c!)? h, Tensor(d!)? stats) -> ()",

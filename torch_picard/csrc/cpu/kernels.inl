@@ -10,7 +10,11 @@ namespace ISA {
 // a vector is done as a vector, too: one that overlaps the tile before it or,
 // in a matrix narrower than a vector, reads into the next row.
 constexpr int kTile = 8;
-constexpr int kAhead = 12;  // entries between a prefetch and its use
+
+// Entries between a prefetch and its use. Rows come into the second level
+// early and into the first shortly before; those of half precision are too
+// short for a step of their own.
+constexpr int kFar = 24, kNear = 6, kFarHalf = 32;
 
 // A vector of row `row` at column c; in the last rows of a narrow matrix only
 // as much of it as there is.
@@ -133,6 +137,14 @@ __attribute__((noinline)) static void finish_tile(const Propagate& job,
   }
 }
 
+// Towards level 1 of the caches (kLocality 3) or level 2 (2).
+template <int kLocality>
+static inline void fetch(const void* p, size_t bytes) {
+#pragma GCC unroll 8
+  for (size_t b = 0; b < bytes; b += 64)
+    __builtin_prefetch((const char*)p + b, 0, kLocality);
+}
+
 // Aggregates `kVectors` vectors of a row.
 template <int kVectors, bool kMax, bool kNarrow, class I, class H>
 static inline void gather_tile(const Propagate& job, const Tile& tile,
@@ -147,6 +159,9 @@ static inline void gather_tile(const Propagate& job, const Tile& tile,
   const int64_t first = ((const I*)job.rowptr)[tile.row];
   const int64_t end = first + tile.length;
   const int64_t last = job.entries - 1;
+  const auto source = [&](int64_t e) {
+    return h + int64_t(col[e < last ? e : last]) * channels + c;
+  };
 
   // Two bfloat16 of a word widen with one operation each if the even and the
   // odd columns are summed apart.
@@ -160,11 +175,12 @@ static inline void gather_tile(const Propagate& job, const Tile& tile,
     if constexpr (kMax) from[k] = Mask<A>{} - 1;
   }
   for (int64_t e = first; e < end; e++) {
-    const int64_t ahead = e + kAhead < last ? e + kAhead : last;
-    const char* next = (const char*)(h + int64_t(col[ahead]) * channels + c);
-#pragma GCC unroll 8
-    for (size_t b = 0; b < sizeof(H) * N * kVectors; b += 64)
-      __builtin_prefetch(next + b);
+    if constexpr (sizeof(H) == 2) {
+      fetch<2>(source(e + kFarHalf), sizeof(H) * N * kVectors);
+    } else {
+      fetch<2>(source(e + kFar), sizeof(H) * N * kVectors);
+      fetch<3>(source(e + kNear), sizeof(H) * N * kVectors);
+    }
     const int64_t j = col[e];
     const A v = value ? value[e] : A(1);
     if constexpr (kPaired) {

@@ -1,6 +1,7 @@
 // The CPU side of the operators declared in torch_picard/ops/library.py: what
 // the tensors must look like, and which rows are worked on.
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
@@ -375,8 +376,27 @@ void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
   torch::stable::detail::to<Tensor>(stack[0]);  // to let go of it
 }
 
+// h = x W', taken in the dtype of x. Where h is narrower it is rounded while
+// the product is still in the cache.
+void product(Tensor x, Tensor weight, Tensor h) {
+  constexpr int64_t kRows = 2048;
+  if (h.scalar_type() == x.scalar_type()) return multiply(x, weight, h);
+  const int64_t rows = x.size(0);
+  Tensor panel = torch::stable::new_empty(
+      x, {std::min(rows, kRows), weight.size(1)}, x.scalar_type());
+  for (int64_t begin = 0; begin < rows; begin += kRows) {
+    const int64_t size = std::min(rows - begin, kRows);
+    Tensor from = torch::stable::narrow(x, 0, begin, size);
+    Tensor part = torch::stable::narrow(panel, 0, 0, size);
+    Tensor to = torch::stable::narrow(h, 0, begin, size);
+    multiply(from, weight, part);
+    torch::stable::copy_(to, part);
+  }
+}
+
 // `count` updates of h = x W', z = activation(...), from x to y by way of
-// `other`. Without `weight`, h is the state itself. stats is [count, S, 2].
+// `other`. Without `weight`, h is the state itself; h may be narrower than it.
+// stats is [count, S, 2].
 void steps(Tensor rowptr, Tensor col, MaybeTensor value, MaybeTensor weight,
            Tensor x, double alpha, MaybeTensor bias, MaybeTensor inject,
            int64_t activation, int64_t reduce, MaybeTensor ptr, int64_t count,
@@ -394,9 +414,14 @@ void steps(Tensor rowptr, Tensor col, MaybeTensor value, MaybeTensor weight,
     const bool even = (count - 1 - k) % 2 == 0;
     const Tensor& from = k == 0 ? x : even ? *other : y;
     const Tensor& to = even ? y : *other;
-    if (weight) multiply(from, *weight, *h);
-    pass.job.h = weight ? h->const_data_ptr() : from.const_data_ptr();
-    pass.job.x = from.const_data_ptr();
+    Tensor gathered = h ? *h : from;
+    if (weight)
+      product(from, *weight, gathered);
+    else if (h)
+      torch::stable::copy_(gathered, from);
+    pass.job.h = gathered.const_data_ptr();
+    // Without smoothing and sums there is nothing to read the old state for.
+    pass.job.x = alpha != 0 || sums ? from.const_data_ptr() : nullptr;
     pass.job.y = to.mutable_data_ptr();
     pass.run(sums ? sums + 2 * pass.segments.size * k : nullptr);
   }
@@ -630,6 +655,7 @@ void compress(Tensor index, int64_t size, Tensor ptr, Tensor perm) {
 
 STABLE_TORCH_LIBRARY_IMPL(torch_picard, CPU, m) {
   m.impl("_propagate", TORCH_BOX(&torch_picard::propagate));
+  m.impl("_product", TORCH_BOX(&torch_picard::product));
   m.impl("_steps", TORCH_BOX(&torch_picard::steps));
   m.impl("_update", TORCH_BOX(&torch_picard::update));
   m.impl("_update_backward", TORCH_BOX(&torch_picard::update_backward));
