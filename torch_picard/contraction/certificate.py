@@ -249,7 +249,7 @@ class Certificate:
         return Certificate(total, norm, kind, region, reason)
 
     def __str__(self) -> str:
-        text = f"{self.kind}: Lipschitz constant {_show(self.constant)}"
+        text = f"{self.kind}: constant {_show(self.constant)}"
         text += f" in {self.norm}"
         if self.region is not None:
             text += f" on {self.region}"

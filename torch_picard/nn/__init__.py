@@ -1,6 +1,7 @@
 """Graph modules: any conv iterated, and a model ready to train."""
 
+from . import bounds
 from .picard_conv import PicardConv
 from .pign import PIGN
 
-__all__ = ["PIGN", "PicardConv"]
+__all__ = ["PIGN", "PicardConv", "bounds"]

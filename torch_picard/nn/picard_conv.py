@@ -18,6 +18,7 @@ from ..engine.methods import Method
 from ..engine.methods.base import check_alpha, check_count
 from ..engine.solve import check_on_failure, check_tolerances
 from ..ops.backends import BACKENDS, choose
+from .held import held_weights
 from .plan import Plan, plan
 from .width import check_widths
 
@@ -214,24 +215,25 @@ class PicardConv(torch.nn.Module):
         if not x.is_floating_point():
             raise ValueError(f"x must be of a floating dtype, got {x.dtype}")
         _check_batch(batch, x)
-        operator = self._plan(x, edge_index, args, kwargs, self).operator
         method = self.method
         if method is None:
             assert self.alpha is not None
             method = Picard(alpha=self.alpha)
             if self.rtol == self.atol == 0 and not return_solution:
                 batch = None  # the value does not depend on it
-        solution = fixed_point(
-            operator,
-            x,
-            method=method,
-            max_iter=self.max_iter,
-            rtol=self.rtol,
-            atol=self.atol,
-            segments=batch,
-            gradient=self.gradient or Unrolled(),
-            on_failure=self.on_failure,
-        )
+        with held_weights(self):
+            operator = self._plan(x, edge_index, args, kwargs, self).operator
+            solution = fixed_point(
+                operator,
+                x,
+                method=method,
+                max_iter=self.max_iter,
+                rtol=self.rtol,
+                atol=self.atol,
+                segments=batch,
+                gradient=self.gradient or Unrolled(),
+                on_failure=self.on_failure,
+            )
         if return_solution:
             return solution.value, solution
         return solution.value
