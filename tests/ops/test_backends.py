@@ -14,10 +14,10 @@ from tests.ops.cases import random_case
 from torch_picard import __main__ as report
 from torch_picard.ops import (
     backends,
-    kernels,
     library,
     reference,
     smoothed_propagate,
+    updating,
 )
 from torch_picard.ops import smoothed_update as update
 from torch_picard.ops.backends import BACKENDS, choose, missing
@@ -81,7 +81,7 @@ def test_the_variable_decides_what_computes(native, monkeypatch):
 
         monkeypatch.setattr(module, function, noted)
 
-    note(kernels, "update", "native")
+    note(updating, "update", "native")
     note(reference, "smoothed_update", "torch")
     update(X, Z, 0.5)
     monkeypatch.setenv("TORCH_PICARD_BACKEND", "torch")

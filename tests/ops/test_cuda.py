@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from torch_picard.ops import kernels, reference
+from torch_picard.ops import propagation, reference, updating
 from torch_picard.ops.library import MISSING
 from torch_picard.ops.smoothed import smoothed_propagate, smoothed_update
 
@@ -254,14 +254,14 @@ def test_half_precision_is_gathered_into_a_float_state(reduce, width, dtype):
     arguments = problem(width, dtype)
     state = {k: arguments[k].float() for k in ("value", "x", "bias", "inject")}
     plain = exact({**arguments, **state})
-    name = kernels.REDUCTIONS[reduce]
+    name = REDUCTIONS[reduce]
     y, residual, grads = with_gradients(
         reference.smoothed_propagate,
         {**plain, "reduce": name, "activation": "tanh"},
         torch.ones_like(plain["x"]),
     )
     found = with_gradients(
-        lambda **a: kernels.propagate(*a.values(), 2, reduce, None, None),
+        lambda **a: propagation.propagate(*a.values(), 2, reduce, None, None),
         moved({**arguments, **state}),
         torch.ones_like(plain["x"], device=DEVICE),
     )
@@ -343,11 +343,11 @@ def test_a_cuda_graph_replays(reduce):
     def iterate():
         y = x
         for _ in range(3):
-            y, stats = kernels.propagate(
+            y, stats = propagation.propagate(
                 *(arguments | {"x": y}).values(), 2, reduce, ptr, active
             )
         for _ in range(2):
-            z, whole = kernels.update(x, y, 0.5, None, None)
+            z, whole = updating.update(x, y, 0.5, None, None)
         return y, stats, z, whole
 
     side = torch.cuda.Stream()
@@ -411,5 +411,5 @@ def test_a_wrong_ptr_is_found():
     with pytest.raises(ValueError, match="ptr must rise"):
         smoothed_update(given["x"], given["x"], 0.5, ptr)
     beyond = torch.tensor([-(10**9), 7, 10**9], device=DEVICE)
-    kernels.update(given["x"], given["x"], 0.5, beyond, None)
+    updating.update(given["x"], given["x"], 0.5, beyond, None)
     assert torch.zeros(1, device=DEVICE).item() == 0

@@ -35,10 +35,13 @@ from torch_geometric.nn.aggr import (
 from torch_geometric.nn.dense.linear import Linear as PyGLinear
 from torch_geometric.utils import add_self_loops, is_torch_sparse_tensor
 
-from ..ops import kernels, scatter
+from ..ops import loop, scatter
+from ..ops.arguments import ACTIVATIONS, REDUCTIONS, is_transformed
 from ..ops.backends import choose
 from ..ops.csr import compress
-from ..ops.kernels import ACTIVATIONS, REDUCTIONS, is_transformed
+from ..ops.linear import linear_propagate
+from ..ops.propagation import propagate
+from ..ops.workspace import Workspace
 from .invariants import bind, hooked, normalised_graph
 from .width import check_shape
 
@@ -365,7 +368,7 @@ class Step:
         self.reduce = REDUCTIONS.index(form.reduce)
         if form.restart:
             self.value = _scaled(value, 1 - form.restart, graph.col)
-        self.work = kernels.Workspace()
+        self.work = Workspace()
 
     def __call__(self, x: Tensor) -> Tensor:
         # y = z: the old state serves for a residual that nobody looks at
@@ -375,12 +378,12 @@ class Step:
         return self._run(x, x, alpha, ptr, active)
 
     def steps(self, x, alpha, ptr, count: int):
-        """So many updates at once, or None; see :func:`kernels.steps`."""
+        """So many updates at once, or None; see :func:`loop.steps`."""
         form = self.form
         more = form.pre is not None or form.root is not None
         if more or form.hops > 1 or form.restart or not self._whole(x, alpha):
             return None
-        return kernels.steps(
+        return loop.steps(
             self.rowptr, self.col, self.value, form.weight, x, alpha,
             form.bias, self.f, self.activation, self.reduce, ptr, count,
             _low(x), self.work,
@@ -388,19 +391,19 @@ class Step:
 
     def _whole(self, x: Tensor, alpha: float | Tensor = 0.0) -> bool:
         form = self.form
-        return kernels.runs_whole(
+        return loop.runs_whole(
             x, alpha, self.value, form.weight, form.bias, self.f
         )
 
     def _hops(self, h: Tensor, again: Tensor | None, count: int) -> Tensor:
         """Propagations before the one that is smoothed."""
         if self._whole(h):
-            return kernels.hops(
+            return loop.hops(
                 self.rowptr, self.col, self.value, h, again, self.reduce,
                 count, self.work,
             )  # fmt: skip
         for _ in range(count):
-            h, _ = kernels.propagate(
+            h, _ = propagate(
                 self.rowptr, self.col, self.value, h, h.detach(), 0.0, None,
                 again, 0, self.reduce, None, None,
             )  # fmt: skip
@@ -432,7 +435,7 @@ class Step:
             h = self._hops(h, again, form.hops - 1)
         if again is not None:
             inject = _sum(again, inject)
-        return kernels.linear_propagate(
+        return linear_propagate(
             self.rowptr, self.col, self.value, h, weight, old, alpha,
             form.bias, inject, self.activation, self.reduce, ptr, active,
             _low(x), self.work,

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import kernels
+from . import updating
+from .arguments import is_transformed
 from .backends import choose
-from .kernels import is_transformed
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -41,7 +41,7 @@ def update(
     """Leaves of alpha*x + (1-alpha)*z, and the sums over all of them."""
     y, total = [], None
     for a, b, offsets in zip(x, z, ptr):
-        out, stats = kernels.update(a, b, alpha, offsets, active)
+        out, stats = updating.update(a, b, alpha, offsets, active)
         y.append(out)
         total = stats if total is None else total + stats
     assert total is not None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .kernels import is_transformed
+from .arguments import is_transformed
 from .reference import accumulation_dtype
 
 

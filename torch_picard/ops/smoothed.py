@@ -7,15 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import kernels, reference, scatter
+from . import propagation, reference, scatter, updating
+from .arguments import ACTIVATIONS, REDUCTIONS, is_transformed, residual_of
 from .backends import choose
 from .csr import Csr
-from .kernels import (
-    ACTIVATIONS,
-    REDUCTIONS,
-    is_transformed,
-    residual_of,
-)
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _INTEGERS = (torch.int32, torch.int64)
@@ -81,7 +76,7 @@ def smoothed_update(
         return scatter.smoothed_update(x, z, alpha, ptr, active)
     if chosen == "torch" or is_transformed(x, z, alpha):
         return reference.smoothed_update(x, z, alpha, ptr, active)
-    y, stats = kernels.update(x, z, alpha, ptr, active)
+    y, stats = updating.update(x, z, alpha, ptr, active)
     return y, residual_of(stats, x)
 
 
@@ -179,7 +174,7 @@ def smoothed_propagate(
     if chosen == "native" and not is_transformed(
         value, h, x, alpha, bias, inject
     ):
-        y, stats = kernels.propagate(
+        y, stats = propagation.propagate(
             *arguments,
             ACTIVATIONS.index(activation),
             REDUCTIONS.index(reduce),
