@@ -18,6 +18,7 @@ from .formulas import (
     residual_bound,
 )
 from .norms import gram_bound
+from .penalty import JacobianPenalty, jacobian_penalty
 from .residual import Residual
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Bound",
     "Certificate",
     "Context",
+    "JacobianPenalty",
     "Kantorovich",
     "L2Attention",
     "L2TransformerLayer",
@@ -38,6 +40,7 @@ __all__ = [
     "estimate_lipschitz",
     "gram_bound",
     "injection_bound",
+    "jacobian_penalty",
     "kantorovich",
     "krasnoselskii_mann_bound",
     "lipschitz_bound",
