@@ -82,12 +82,12 @@ def test_a_weight_that_changes_at_every_access_is_one_in_a_solve():
 def test_several_weights_of_one_conv():
     torch.manual_seed(0)
     net = torch.nn.Sequential(
-        torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4)
+        torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2)
     )
     conv = contractive(
-        GINConv(net).double(), edge_index=ring(), num_nodes=6, bound=0.8
+        GINConv(net).double(), edge_index=ring(4), num_nodes=4, bound=0.5
     )
-    x = torch.randn(6, 4, dtype=torch.double)
+    x = torch.randn(4, 2, dtype=torch.double)
     block = PicardConv(
         conv, max_iter=200, rtol=1e-13, inject=True, alpha=0.0,
         gradient=Implicit(rtol=1e-12),
@@ -96,7 +96,7 @@ def test_several_weights_of_one_conv():
 
     def solve(*weights):
         return torch.func.functional_call(
-            block, dict(zip(names, weights)), (x, ring())
+            block, dict(zip(names, weights)), (x, ring(4))
         )
 
     weights = [p.detach().requires_grad_() for p in block.parameters()]
