@@ -15,8 +15,13 @@ MORE = [
     problems.green_fredholm(lam=-1.5 * math.pi**2),
     problems.separable_fredholm(lam=-2.0, panels=3),
     problems.symmetric_linear(size=1, rho=0.3),
+    problems.exponential_fredholm(),
+    problems.exponential_fredholm(lam=-0.3, panels=5),
+    problems.hammerstein(),
+    problems.hammerstein(lam=-0.5, panels=3),
+    problems.volterra(),
 ]
-ALL = {**BANK, **{p.name + " again": p for p in MORE}}
+ALL = {**BANK, **{f"{p.name} {i}": p for i, p in enumerate(MORE)}}
 
 
 def test_the_bank_is_large_and_its_names_are_unique():
@@ -72,3 +77,24 @@ def test_solve_passes_options_on():
     solution = p.solve(rtol=1e-10, max_iter=200)
     assert solution.converged.all()
     assert p.error(solution.value) <= 1e-8
+
+
+def test_the_second_solution_of_the_hammerstein_equation():
+    p = problems.hammerstein(lam=0.8)
+    other = (4 - 0.8) / 0.8 * p.solution
+    torch.testing.assert_close(p.operator(other), other)
+
+
+def test_the_quadrature_of_the_exponential_is_that_of_the_integral():
+    rate = problems.exponential_fredholm(lam=1.0, panels=64).rate
+    assert rate == pytest.approx((math.e**2 - 1) / 2, rel=1e-8)
+
+
+def test_picard_on_volterra_is_the_taylor_series():
+    p = problems.volterra(lam=3.0, degree=12)
+    u = p.x0
+    for k in range(1, 14):
+        u = p.operator(u)
+        known = min(k, 12) + 1
+        torch.testing.assert_close(u[:known], p.solution[:known])
+        assert not u[known:].any()

@@ -3,7 +3,13 @@
 from .attention import uniform_attention
 from .bank import bank
 from .graph import appnp, linear_gcn, random_graph
-from .integral import green_fredholm, separable_fredholm
+from .integral import (
+    exponential_fredholm,
+    green_fredholm,
+    hammerstein,
+    separable_fredholm,
+    volterra,
+)
 from .linear import reflection, rotation, symmetric_linear
 from .nonlinear import cosine, tanh_contraction
 from .problem import Problem
@@ -13,7 +19,9 @@ __all__ = [
     "appnp",
     "bank",
     "cosine",
+    "exponential_fredholm",
     "green_fredholm",
+    "hammerstein",
     "linear_gcn",
     "random_graph",
     "reflection",
@@ -22,4 +30,5 @@ __all__ = [
     "symmetric_linear",
     "tanh_contraction",
     "uniform_attention",
+    "volterra",
 ]

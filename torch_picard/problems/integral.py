@@ -1,4 +1,4 @@
-"""Fredholm equations u = f + lam*K(u) on [0, 1], their discrete solutions
+"""Integral equations u = f + lam*K(u) on [0, 1], their discrete solutions
 exact to rounding."""
 
 from __future__ import annotations
@@ -9,6 +9,14 @@ import torch
 from torch import Tensor
 
 from .problem import Problem
+
+
+def gauss_nodes(panels: int) -> Tensor:
+    """Nodes [2 * panels] on [0, 1] of the composite two-point Gauss rule,
+    which is exact for cubic polynomials; the weights are all equal."""
+    left = torch.arange(panels, dtype=torch.float64)[:, None] + 0.5
+    offset = torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    return ((left + offset / (2 * math.sqrt(3))) / panels).reshape(-1)
 
 
 def separable_fredholm(
@@ -22,10 +30,7 @@ def separable_fredholm(
     the formula holds on the grid. All iterates from x0 = f are multiples of
     x, and the a-priori bound of Banach's theorem holds with equality.
     """
-    left = torch.arange(panels, dtype=torch.float64)[:, None] + 0.5
-    offset = torch.tensor([-1.0, 1.0], dtype=torch.float64)
-    nodes = (left + offset / (2 * math.sqrt(3))) / panels
-    x = nodes.reshape(-1).to(dtype)
+    x = gauss_nodes(panels).to(dtype)
     weight = 1 / x.numel()
     return Problem(
         name="separable Fredholm",
@@ -69,4 +74,74 @@ def green_fredholm(
         x0=torch.zeros_like(f),
         solution=f / (1 - lam * mu),
         rate=abs(lam) * mu,
+    )
+
+
+def exponential_fredholm(
+    lam: float = 0.25, panels: int = 16, dtype: torch.dtype = torch.float64
+) -> Problem:
+    r"""F2: :math:`u(x) = e^x(1 - \lambda s) + \lambda\int_0^1
+    e^{x+t}u(t)\,dt`, solved by :math:`u = e^x`, rate :math:`|\lambda| s`.
+
+    s is the integral of :math:`e^{2t}`, which is :math:`(e^2-1)/2`, by the
+    rule that the operator uses, so that the formula holds on the grid.
+    """
+    e = torch.exp(gauss_nodes(panels)).to(dtype)
+    weight = 1 / e.numel()
+    s = weight * (e @ e).item()
+    return Problem(
+        name="exponential Fredholm",
+        operator=lambda u: (1 - lam * s) * e + lam * e * (weight * (e @ u)),
+        x0=torch.zeros_like(e),
+        solution=e,
+        rate=abs(lam) * s,
+    )
+
+
+def hammerstein(
+    lam: float = 1.0, panels: int = 16, dtype: torch.dtype = torch.float64
+) -> Problem:
+    r"""H1: :math:`u(x) = x(1-\lambda/4) + \lambda\int_0^1 x\,t\,u(t)^2\,dt`,
+    solved by :math:`u = x`, and by :math:`u = (4-\lambda)x/\lambda` as well.
+
+    All iterates are multiples of x: from u = cx follows
+    :math:`1 - \lambda/4 + \lambda c^2/4` times x. So for :math:`0 < \lambda
+    < 2` the iteration converges to x at the rate :math:`\lambda/2` from
+    every :math:`|c| < (4-\lambda)/\lambda`, and diverges from beyond. The
+    linearisation is not symmetric, so ``rate`` is not given.
+    """
+    x = gauss_nodes(panels).to(dtype)
+    weight = 1 / x.numel()
+    return Problem(
+        name="Hammerstein",
+        operator=lambda u: (
+            (1 - lam / 4) * x + lam * x * (weight * (x @ u.square()))
+        ),
+        x0=torch.zeros_like(x),
+        solution=x,
+    )
+
+
+def volterra(
+    lam: float = 3.0, degree: int = 30, dtype: torch.dtype = torch.float64
+) -> Problem:
+    r"""V1: :math:`u(x) = 1 + \lambda\int_0^x u(t)\,dt`, solved by
+    :math:`e^{\lambda x}`.
+
+    The state holds the coefficients of a polynomial up to ``degree``, on
+    which the integral is exact. From x0 = 1 the k-th Picard iterate *is* the
+    Taylor polynomial of degree k, so plain Picard ends exactly after
+    ``degree`` steps whatever :math:`\lambda` is: the operator is nilpotent,
+    of spectral radius 0, and its norm is no use. ``rate`` is not given.
+    """
+    k = torch.arange(1, degree + 1, dtype=torch.float64)
+    exact = torch.cat([k.new_ones(1), torch.cumprod(lam / k, 0)])
+    k, exact = k.to(dtype), exact.to(dtype)
+    one = torch.zeros_like(exact)
+    one[0] = 1.0
+    return Problem(
+        name="Volterra",
+        operator=lambda u: torch.cat([one[:1], lam * u[:-1] / k]),
+        x0=one,
+        solution=exact,
     )
