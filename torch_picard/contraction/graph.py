@@ -218,15 +218,19 @@ def sparse_norm(
         torch.stack([row, col]), value.double(), num_nodes
     )
     (row, col), entries = index, entries.abs()
+    unit = float(entries.max())  # squares neither overflow nor vanish
+    if unit == 0:
+        return 0.0
+    entries = entries / unit
     row_sums = _sums(row, entries, num_nodes)
     col_sums = _sums(col, entries, num_nodes)
     longest = int(torch.bincount(row).max())
     longest = max(longest, int(torch.bincount(col).max()))
     up = 1 + 4 * (longest + 4) * torch.finfo(torch.float64).eps
     if norm == "l1":
-        return float(col_sums.max()) * up
+        return float(col_sums.max()) * up * unit
     if norm == "linf":
-        return float(row_sums.max()) * up
+        return float(row_sums.max()) * up * unit
     best = float(row_sums.max() * col_sums.max()) ** 0.5
     v = torch.ones_like(row_sums) if start is None else start.double()
     # A column without entries is not moved by A.
@@ -245,7 +249,7 @@ def sparse_norm(
         # stays positive; the same argument holds for B plus a multiple of I.
         v = image / upper**2 + 0.02 * v
         v = v / v.max()
-    return best * up**2
+    return best * up**2 * unit
 
 
 def _sums(index: Tensor, entries: Tensor, size: int) -> Tensor:

@@ -65,14 +65,20 @@ def gram_bound(
     Convolutional Layers by Gram Iteration", Theorem 1.
     """
     small, large = sorted(matrix.shape[-2:])
-    g = _in_double(matrix) if small <= _LARGEST_DOUBLE else matrix
+    if matrix.numel() == 0:
+        return torch.zeros((), dtype=torch.float64, device=matrix.device)
     if iterations is None:
         iterations = gram_iterations(small, excess)
+    g = matrix if _multiplies_well(matrix) else _in_double(matrix)
     if g.size(-2) < g.size(-1):
         g = g.mT  # the same singular values, and a smaller product
-    # |G_k|_F^(1/2^k) in logarithms, each G_k divided by its own norm
-    log_bound = torch.zeros((), dtype=torch.float64, device=g.device)
     info = torch.finfo(g.dtype)
+    # squares neither overflow nor vanish
+    unit = g.detach().abs().amax((-2, -1), keepdim=True)
+    unit = unit.clamp_min(info.tiny)
+    g = g / unit
+    # |G_k|_F^(1/2^k) in logarithms, each G_k divided by its own norm
+    log_bound = unit.double().log()
     for k in range(iterations + 1):
         size = torch.linalg.vector_norm(g, dim=(-2, -1), keepdim=True)
         size = size.clamp_min(info.tiny)
@@ -84,6 +90,19 @@ def gram_bound(
     # least |A|_F^2 / sqrt(n); the roots halve it from step to step.
     up = 1 + 2 * large**1.5 * info.eps
     return log_bound.exp().max() * up
+
+
+def _multiplies_well(matrix: Tensor) -> bool:
+    """Whether products are taken as they are: the bound counts on an error
+    of eps, which neither short floats have, nor float32 where torch may
+    round its factors."""
+    if min(matrix.shape[-2:]) <= _LARGEST_DOUBLE:
+        return False
+    single = matrix.dtype in (torch.float32, torch.complex64)
+    if not single:
+        return matrix.dtype in (torch.float64, torch.complex128)
+    rounded = torch.get_float32_matmul_precision() != "highest"
+    return not rounded and not torch.is_autocast_enabled(matrix.device.type)
 
 
 def gram_iterations(rank: int, excess: float = 1e-2) -> int:
