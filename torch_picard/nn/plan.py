@@ -16,6 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.parametrize import (
+    is_parametrized,
+    type_before_parametrizations,
+)
 from torch_geometric.nn import (
     APPNP,
     GCNConv,
@@ -218,12 +222,16 @@ def _plus(first: Callable, second: Callable | None) -> Callable:
 
 
 def _dense(lin: Any) -> tuple[Any, Tensor | None, Tensor | None]:
-    """A plain matrix where ``lin`` is nothing else, or the module."""
-    plain = type(lin) in (torch.nn.Linear, PyGLinear)
+    """A plain matrix where ``lin`` is nothing else, or the module. A
+    parametrised weight is a matrix, too: it is computed once a solve."""
+    computed = isinstance(lin, torch.nn.Module) and is_parametrized(lin)
+    kind = type_before_parametrizations(lin) if computed else type(lin)
+    plain = kind in (torch.nn.Linear, PyGLinear)
     plain = plain and not hooked(lin) and "forward" not in vars(lin)
-    if plain and not hasattr(lin, "parametrizations"):
+    if plain:
         weight = lin.weight
-        if type(weight) is torch.nn.Parameter and weight.dim() == 2:
+        matrix = type(weight) in (torch.nn.Parameter, Tensor)
+        if matrix and weight.dim() == 2:
             return None, weight, lin.bias
     return lin, None, None
 
