@@ -135,3 +135,21 @@ def test_distributed_data_parallel(seed, tmp_path):
                 torch.testing.assert_close(
                     gradient, model.linear.weight.grad, rtol=1e-4, atol=1e-6
                 )
+
+
+@pytest.mark.parametrize("gradient", [Implicit(), Phantom(2), OneStep()])
+def test_gradients_reach_cached_parametrised_weights(gradient):
+    """A solve without gradient must not be what fills the cache."""
+    torch.manual_seed(0)
+    lin = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(4, 4))
+
+    def solve():
+        solution = fixed_point(
+            lambda x: 0.3 * lin(x).tanh(), torch.ones(4), gradient=gradient
+        )
+        return torch.autograd.grad(solution.value.sum(), lin.parameters())
+
+    with torch.nn.utils.parametrize.cached():
+        found = solve()
+    for a, b in zip(found, solve()):
+        torch.testing.assert_close(a, b)
