@@ -117,12 +117,10 @@ class Context:
         used, self._used_reach = self._used_reach, False
         self.depth += 1
         try:
-            found = rule(module, self)
-            if isinstance(found, Certificate):
-                found = Bound(found.constant, local=found.kind == "local")
-            if not isinstance(found, Bound):
-                found = Bound(found)
+            found = _as_bound(rule(module, self), self.norm)
             local = found.local or self._used_reach
+            # what needs the region makes the whole need it
+            used = used or local
         finally:
             self._used_reach = used
             self.depth -= 1
@@ -352,6 +350,20 @@ times = _times
 
 def _is_zero(a: Any) -> bool:
     return isinstance(a, (int, float)) and a == 0
+
+
+def _as_bound(found: Any, norm: str) -> Bound:
+    """What a rule returned."""
+    if isinstance(found, Bound):
+        return found
+    if not isinstance(found, Certificate):
+        return Bound(found)
+    if found.kind == "estimate" or found.norm != norm:
+        raise ValueError(
+            f"module: a rule must return a proven bound in {norm!r}, got "
+            f"{found}"
+        )
+    return Bound(found.constant, local=found.kind == "local")
 
 
 def load_rules() -> None:

@@ -95,10 +95,16 @@ def _celu(module: nn.CELU, context: Context) -> Bound:
 
 @register_bound(nn.Softplus)
 def _softplus(module: nn.Softplus, context: Context) -> Bound:
-    # linear above the threshold, where torch lets it jump by
-    # exp(-threshold)/beta: a jump has no slope.
-    if module.beta <= 0:
-        return Bound(math.inf, reason="Softplus with a negative beta")
+    # Above the threshold torch goes on linearly, which is a jump down by
+    # log1p(exp(-threshold))/beta. At 20, the default, and above it is below
+    # the rounding of float32.
+    if module.beta <= 0 or module.threshold < 20:
+        return Bound(
+            math.inf,
+            width=context.width,
+            reason="Softplus with a negative beta or a jump at a threshold "
+            "below 20",
+        )
     return elementwise(context, 1.0, math.log(2) / module.beta)
 
 

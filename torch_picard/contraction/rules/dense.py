@@ -127,11 +127,13 @@ def _graph_layer_norm(module: Any, context: Context) -> Bound:
         return _centred(module, context, module.in_channels, True)
     if context.norm != "l2":
         return Bound(math.inf, reason="LayerNorm(mode='graph') outside l2")
-    # divided by (standard deviation + eps)
+    # divided by (standard deviation + eps), or by the root of (variance +
+    # eps) where a batch vector is given
     gain: Any = 1.0
     if module.weight is not None:
         gain = context.number(module.weight.abs().max())
-    return Bound(gain / module.eps, width=context.width)
+    slope = max(1 / module.eps, module.eps**-0.5) if module.eps else math.inf
+    return Bound(times(gain, slope), width=context.width)
 
 
 def _centred(
@@ -140,14 +142,18 @@ def _centred(
     gain: Any = 1.0
     if module.weight is not None:
         gain = context.number(module.weight.abs().max())
-    slope = gain / math.sqrt(module.eps)
+    slope = _over_root(gain, module.eps)
     if context.norm != "l2":
         # I - 11'/n - zz'/n with |z|^2 <= n: the absolute sums of a row or a
         # column are at most 2 and |z|_1 |z|_inf / n <= sqrt(n).
-        slope = slope * (2 + math.sqrt(features))
+        slope = times(slope, 2 + math.sqrt(features))
     reach = gain * math.sqrt(features)
     reach = plus(reach, vector_norm(context, module.bias))
     return Bound(slope, reach if rows else math.inf, rows, width=context.width)
+
+
+def _over_root(gain: Any, eps: float) -> Any:
+    return times(gain, 1 / math.sqrt(eps)) if eps > 0 else math.inf
 
 
 @register_bound(nn.RMSNorm)
@@ -157,13 +163,13 @@ def _rms_norm(module: nn.RMSNorm, context: Context) -> Bound:
     if module.weight is not None:
         gain = context.number(module.weight.abs().max())
     eps = module.eps
-    if eps is None:
-        eps = torch.finfo(torch.float32).eps
-        if module.weight is not None:
-            eps = torch.finfo(module.weight.dtype).eps
-    slope = gain / math.sqrt(eps)
+    if eps is None:  # that of the input, which may be the finest
+        kind = torch.float64
+        kind = kind if module.weight is None else module.weight.dtype
+        eps = torch.finfo(kind).eps
+    slope = _over_root(gain, eps)
     if context.norm != "l2":
-        slope = slope * (1 + math.sqrt(features))
+        slope = times(slope, 1 + math.sqrt(features))
     rows = len(module.normalized_shape) == 1
     reach = gain * math.sqrt(features) if rows else math.inf
     return Bound(slope, reach, rows, width=context.width)

@@ -109,7 +109,9 @@ def _linear_propagation(
     size = _normalised(conv, context, context.norm, normalize) ** hops
     inner = context.bound(() if lin is None else lin)
     rows = _row_sums(conv, context, normalize)
-    reach = times(rows**hops if rows < math.inf else rows, inner.reach)
+    # at least 1, as the bias of SGConv is added after the hops
+    grown = max(rows, 1.0) ** hops if rows < math.inf else rows
+    reach = times(grown, inner.reach)
     reach = plus(reach, vector_norm(context, bias))
     where = _any_graph(conv, context, normalize)
     reason = f"{type(conv).__name__}{where}: |A| = {size:.6g}"
@@ -169,11 +171,9 @@ def _aggregation(
 ) -> float:
     """|.| of the aggregation alone."""
     reduce = _reduction(conv)
-    if reduce == "mean" and norm == "linf" and context.graph is None:
+    averages = reduce in ("mean", "max") and norm == "linf"
+    if averages and not weighted and context.graph is None:
         return 1.0
-    if reduce == "max" and norm == "linf" and context.graph is None:
-        if not weighted:
-            return 1.0
     graph = context.need_graph(conv)
     if reduce == "max":
         return graph.max_norm(norm, weighted, conv.flow)
@@ -295,11 +295,11 @@ def _gat(conv: GATConv, context: Context) -> Bound:
             f"norm must be 'l2' for GATConv, got {context.norm!r}"
         )
     lin = conv.lin
-    plain = lin is not None and conv.negative_slope <= 1
+    plain = lin is not None and abs(conv.negative_slope) <= 1
     if not plain or conv.edge_dim is not None or conv.residual:
         raise ValueError(
             "module: GATConv has a bound for one input width, negative_slope "
-            "<= 1, and without edge_dim and residual"
+            "in [-1, 1], and without edge_dim and residual"
         )
     if conv.training and conv.dropout > 0:
         return Bound(
