@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import observers
 from .gradients import Gradient, Implicit, OneStep, Phantom, Unrolled
 from .implicit import attach
 from .loop import iterate
@@ -118,6 +119,7 @@ def fixed_point(
         )
         solution.evaluations = evaluate.count
     solution.value = space.pack(value)
+    observers.notify(solution)
     if not counted:
         solution.report(on_failure, stacklevel=2)
     return solution
