@@ -11,6 +11,7 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import (
     add_remaining_self_loops,
+    add_self_loops,
     coalesce,
     is_torch_sparse_tensor,
     to_edge_index,
@@ -35,17 +36,23 @@ class Graph:
         num_nodes: int | None = None,
         edge_weight: Tensor | None = None,
     ):
+        self._adjacency: Any = None
+        #: whether convs without edge weights multiply by these, too
+        self._stored = False
         if isinstance(edge_index, SparseTensor):
+            self._adjacency, num_nodes = edge_index, edge_index.size(0)
             row, col, value = edge_index.coo()
             edge_index, edge_weight = torch.stack([col, row]), value
-            num_nodes = num_nodes or int(row.max()) + 1 if row.numel() else 0
         elif isinstance(edge_index, Tensor) and is_torch_sparse_tensor(
             edge_index
         ):
-            num_nodes = edge_index.size(0)
+            self._adjacency, num_nodes = edge_index, edge_index.size(0)
+            self._stored = True
             index, value = to_edge_index(edge_index)
             edge_index, edge_weight = index.flip(0), value
         _check_edges(edge_index, num_nodes, edge_weight)
+        #: N, if it is certain: the last nodes may have no edges
+        self.rows = num_nodes
         self.num_nodes = maybe_num_nodes(edge_index, num_nodes)
         self._edges: Any = edge_index.detach().as_subclass(Tensor)
         self._weight = None
@@ -55,20 +62,21 @@ class Graph:
 
     def forget(self) -> None:
         """Drop the edges; what was computed stays."""
-        self._edges = self._weight = None
+        self._edges = self._weight = self._adjacency = None
 
     def normalised(
         self, norm: str, improved: bool, loops: bool, flow: str
     ) -> float:
         """|D^-1/2 (A + I) D^-1/2|: 1 in l2 if undirected."""
         key = ("gcn", norm, improved, loops, flow)
-        return self._memo(key, lambda: self._gcn(norm, improved, loops, flow))
+        size = self._memo(key, lambda: self._gcn(norm, improved, loops, flow))
+        return self._with_isolated(size, 1.0 if loops else 0.0)
 
     def mean(self, norm: str, weighted: bool, flow: str) -> float:
         """|D^-1 A|: at most 1 in l_inf."""
         key = ("mean", norm, weighted, flow)
         return self._memo(
-            key, lambda: self._aggregate(norm, weighted, flow, mean=True)
+            key, lambda: self._either(norm, weighted, flow, mean=True)
         )
 
     def sum(
@@ -76,9 +84,10 @@ class Graph:
     ) -> float:
         """|A|, or |loop*I + A|."""
         key = ("sum", norm, weighted, flow, loop)
-        return self._memo(
-            key, lambda: self._aggregate(norm, weighted, flow, loop=loop)
+        size = self._memo(
+            key, lambda: self._either(norm, weighted, flow, loop=loop)
         )
+        return self._with_isolated(size, abs(loop or 0.0))
 
     def out_degree(self, flow: str) -> float:
         """max_u of the number of messages that u sends."""
@@ -95,9 +104,14 @@ class Graph:
         def compute() -> float:
             degree, weight = self._out(flow)
             size = {"l2": degree**0.5, "l1": degree, "linf": min(degree, 1)}
-            return size[norm] * (weight if weighted else 1.0)
+            weight = weight if weighted else max(1.0, weight * self._stored)
+            return size[norm] * weight
 
         return self._memo(key, compute)
+
+    def _with_isolated(self, size: float, loop: float) -> float:
+        """Nodes that no edge names move by their self-loop alone."""
+        return size if self.rows is not None else max(size, loop)
 
     def _memo(self, key: Any, compute: Any) -> float:
         if key not in self._known:
@@ -127,24 +141,33 @@ class Graph:
         return float(torch.bincount(source).max()), weight
 
     def _gcn(self, norm: str, improved: bool, loops: bool, flow: str) -> float:
-        weight = self._weight
-        if weight is None:
-            weight = torch.ones(
-                self._edges.size(1),
+        if self._adjacency is not None:
+            # existing self-loops are treated in another way
+            target, source, value = self._gcn_adjacency(improved, loops, flow)
+        else:
+            weight = self._weight
+            if weight is None:
+                weight = torch.ones_like(self._edges[0], dtype=torch.float64)
+            (source, target), value = gcn_norm(
+                self._edges, weight, self.num_nodes, improved, loops, flow,
                 dtype=torch.float64,
-                device=self._edges.device,
-            )
-        index, value = gcn_norm(
-            self._edges, weight, self.num_nodes, improved, loops, flow,
-            dtype=torch.float64,
-        )  # fmt: skip
-        source, target = index
-        if flow == "target_to_source":
-            source, target = target, source
+            )  # fmt: skip
+            if flow == "target_to_source":
+                source, target = target, source
         return sparse_norm(
             target, source, value, self.num_nodes, norm,
             start=self._degree(improved, loops, flow).sqrt(),
         )  # fmt: skip
+
+    def _gcn_adjacency(self, improved: bool, loops: bool, flow: str) -> Any:
+        found = gcn_norm(
+            self._adjacency.detach().to(torch.float64), None, self.num_nodes,
+            improved, loops, flow, dtype=torch.float64,
+        )  # fmt: skip
+        if isinstance(found, SparseTensor):
+            return found.coo()
+        (target, source), value = to_edge_index(found[0])
+        return target, source, value
 
     def _degree(self, improved: bool, loops: bool, flow: str) -> Tensor:
         """Row sums before normalisation: of an undirected graph their root
@@ -154,12 +177,22 @@ class Graph:
             weight = torch.ones_like(edges[0], dtype=torch.float64)
         if loops:
             fill = 2.0 if improved else 1.0
-            edges, weight = add_remaining_self_loops(
-                edges, weight, fill, self.num_nodes
-            )
+            # gcn_norm adds to the diagonal of a sparse tensor
+            add = add_self_loops if self._stored else add_remaining_self_loops
+            edges, weight = add(edges, weight, fill, self.num_nodes)
         target = edges[0 if flow == "target_to_source" else 1]
         degree = _sums(target, weight.abs(), self.num_nodes)
         return degree.clamp_min(1e-30)
+
+    def _either(
+        self, norm: str, weighted: bool, flow: str, **options: Any
+    ) -> float:
+        """With or without weights, where that depends on how the conv
+        computes."""
+        size = self._aggregate(norm, weighted, flow, **options)
+        if self._stored and not weighted:
+            size = max(size, self._aggregate(norm, True, flow, **options))
+        return size
 
     def _aggregate(
         self,
