@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import (
     is_parametrized,
     type_before_parametrizations,
@@ -91,13 +92,18 @@ class Context:
 
     def weight(self, module: Module, name: str) -> Tensor:
         """A parameter whose norm the rule is going to ask for."""
-        return getattr(module, name)
+        return _shaped(module, name)
 
     def matrix_norm(
-        self, matrix: Tensor, norm: str | None = None, degree: int = 1
+        self,
+        matrix: Tensor,
+        norm: str | None = None,
+        degree: int = 1,
+        rest: Number = 1.0,
     ) -> Number:
         """The norm of a matrix [..., out, in] that is a product of
-        ``degree`` parameters from :meth:`weight`."""
+        ``degree`` parameters from :meth:`weight`, and of something else
+        whose norm is at most ``rest``."""
         return operator_norm(matrix, norm or self.norm)
 
     def fixed_norm(self, matrix: Tensor) -> float:
@@ -200,19 +206,33 @@ class ScaledContext(Context):
         if is_parametrized(module, name):
             parts: Any = module.parametrizations
             return parts[name].original
-        return getattr(module, name)
+        return _shaped(module, name)
 
     def matrix_norm(
-        self, matrix: Tensor, norm: str | None = None, degree: int = 1
+        self,
+        matrix: Tensor,
+        norm: str | None = None,
+        degree: int = 1,
+        rest: Number = 1.0,
     ) -> Number:
         if self.unit:
             same = norm is None or norm == self.norm
-            return Growth({degree: 1.0}) if same else math.inf
+            return Growth({degree: rest}) if same else math.inf
         size = differentiable_norm(matrix, norm or self.norm)
         return Growth({degree: size})
 
     def number(self, value: Any) -> Number:
         return value.double() if isinstance(value, Tensor) else float(value)
+
+
+def _shaped(module: Module, name: str) -> Tensor:
+    weight = getattr(module, name)
+    if isinstance(weight, UninitializedParameter):
+        raise ValueError(
+            f"module: {name} of {_kind(module).__name__} has no shape yet; "
+            "call the module once first"
+        )
+    return weight
 
 
 def is_scaled(context: Context) -> bool:
@@ -276,7 +296,7 @@ def lipschitz_bound(
         math.inf if region is None else region.reach,
     )
     if context.num_nodes is None and context.graph is not None:
-        context.num_nodes = context.graph.num_nodes
+        context.num_nodes = context.graph.rows
     found = context.bound(module)
     local = found.local and region is not None
     return Certificate(

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from .bounds import (
@@ -22,6 +21,7 @@ from .bounds import (
 from .certificate import Ball, check_norm, check_number
 from .growth import Growth, is_infinite
 
+_DOUBLE = torch.finfo(torch.float64).eps
 METHODS = ("scale", "orthogonal", "project")
 
 
@@ -120,13 +120,21 @@ def remove_contractive(module: Module) -> Module:
     Args:
         module: what :func:`contractive` was called with.
     """
-    for part in list(module.modules()):
-        if not parametrize.is_parametrized(part):
-            continue
-        for name in list(part.parametrizations):  # type: ignore[arg-type]
-            kinds = part.parametrizations[name]  # type: ignore[index]
-            if any(isinstance(k, (Scaled, Projected)) for k in kinds):
-                parametrize.remove_parametrizations(part, name)
+    found: list[tuple[Any, str]] = []
+    for part in module.modules():
+        if parametrize.is_parametrized(part):
+            found += [
+                (part, name)
+                for name, kinds in part.parametrizations.items()  # type: ignore[union-attr, operator]
+                if any(isinstance(k, (Scaled, Projected)) for k in kinds)
+            ]
+    # all at once: each weight depends on the others
+    with parametrize.cached():
+        for part, name in found:
+            getattr(part, name)
+        for part, name in found:
+            parametrize.remove_parametrizations(part, name)
+    for part, _ in found:
         for hook in vars(part).pop("_contractive_hooks", ()):
             hook.remove()
     return module
@@ -154,9 +162,8 @@ class Budget:
         self.norm, self.graph = norm, graph
         self.num_nodes = num_nodes
         if num_nodes is None and graph is not None:
-            self.num_nodes = graph.num_nodes
+            self.num_nodes = graph.rows
         self.input_size, self.reach = input_size, reach
-        self.slack = 0.0
 
     def check(self) -> list[tuple[Module, str]]:
         """The weights that the bound depends on.
@@ -165,13 +172,13 @@ class Budget:
             ValueError: no scale is small enough.
         """
         with torch.no_grad():
-            growth, asked = self._growth()
+            growth, asked, reason = self._growth()
         weights = list(asked.values())
         name = _name(self.module)
         if is_infinite(growth):
             raise ValueError(
                 f"module: {name} has no finite Lipschitz bound in "
-                f"{self.norm}; see lipschitz_bound(...).reason"
+                f"{self.norm}: {reason}"
             )
         if not weights:
             raise ValueError(
@@ -185,11 +192,6 @@ class Budget:
                     "parametrised already; remove that parametrisation first"
                 )
             weight = getattr(owner, attribute)
-            if isinstance(weight, UninitializedParameter):
-                raise ValueError(
-                    f"module: {attribute} of {_name(owner)} has no "
-                    "shape yet; call the module once first"
-                )
             if not isinstance(weight, torch.nn.Parameter):
                 raise ValueError(
                     f"module: {attribute} of {_name(owner)} is no "
@@ -202,11 +204,6 @@ class Budget:
                 f"weights 0, got {self.bound}; a plain residual sum has at "
                 "least 1 (use Residual with a weight)"
             )
-        # The scaled weights are rounded to their own precision.
-        eps = max(torch.finfo(getattr(o, n).dtype).eps for o, n in weights)
-        side = max(max(getattr(o, n).shape) for o, n in weights)
-        degree = max(growth.terms)
-        self.slack = 4 * degree * math.sqrt(side) * eps
         return weights
 
     def scale(self) -> Tensor:
@@ -220,19 +217,51 @@ class Budget:
         return parametrize._cache[key]  # type: ignore[return-value]
 
     def _solve(self) -> Tensor:
-        growth, _ = self._growth()
-        bound = self.bound * (1 - self.slack)
+        growth, asked, reason = self._growth()
+        name = _name(self.module)
+        if is_infinite(growth):
+            raise RuntimeError(
+                f"contractive: {name} has no finite Lipschitz bound in its "
+                f"present mode: {reason}"
+            )
+        rounded = max(_rounding(w) for w in asked.values())
+        bound = self.bound / (1 + rounded) ** max(growth.terms)
+        fixed = growth.terms.get(0, 0.0)
+        if not bool(fixed < bound):
+            raise RuntimeError(
+                f"contractive: the bound of {name} is {float(fixed):.6g} "
+                f"with all weights 0, so that {self.bound} cannot be kept "
+                "by scaling them; a parameter that is not scaled has grown, "
+                "such as the gain of a normalisation or the slope of a PReLU"
+            )
         return largest_scale(growth, bound, at_most_one=not self.unit)
 
-    def _growth(self) -> tuple[Growth, dict]:
+    def _growth(self) -> tuple[Growth, dict, str]:
         context = ScaledContext(
             self.norm, self.graph, self.num_nodes, self.input_size, self.reach
         )
         context.unit = self.unit
-        constant = context.bound(self.module).constant
+        found = context.bound(self.module)
+        constant = found.constant
         if not isinstance(constant, Growth):
             constant = Growth({0: constant})
-        return constant, context.asked
+        return constant, context.asked, found.reason
+
+
+def _rounding(weight: tuple[Module, str]) -> float:
+    """By how much rounding a weight to its own precision, after the scale,
+    may raise its norm, relative to it: each entry moves by eps/2, as does
+    the scale, and |.|_F is at most the root of the rank times |.|_2 (of a
+    kernel: the rank times the taps)."""
+    owner, name = weight
+    parts: Any = getattr(owner, "parametrizations", {})
+    original = parts[name].original if name in parts else getattr(owner, name)
+    long = max(original.shape[:2])
+    rank = original.numel() / max(long, 1)
+    eps = torch.finfo(original.dtype).eps
+    # what lipschitz_bound adds for its own arithmetic
+    own = 32 * original.numel() / max(min(original.shape[:2]), 1)
+    return (1 + math.sqrt(rank)) * eps / 2 + own * _DOUBLE
 
 
 def largest_scale(
@@ -339,9 +368,9 @@ class Projected(Module):
         self.rows = rows
 
     def forward(self, weight: Tensor) -> Tensor:
-        radius = self.budget[0].scale().to(weight.dtype)
+        radius = self.budget[0].scale()
         matrix = weight if self.rows else weight.mT
-        projected = project_l1(matrix, radius)
+        projected = project_l1(matrix.double(), radius).to(weight.dtype)
         return projected if self.rows else projected.mT
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -369,6 +398,9 @@ def project_l1(rows: Tensor, radius: Tensor | float) -> Tensor:
     threshold = candidates.gather(-1, used - 1).clamp_min(0)
     inside = size.sum(-1, keepdim=True) <= radius
     shrunk = rows.sign() * (size - threshold).clamp_min(0)
+    # The difference of large numbers is rounded.
+    total = shrunk.detach().abs().sum(-1, keepdim=True)
+    shrunk = shrunk * (radius / total).clamp(max=1.0).detach()
     return torch.where(inside, rows, shrunk)
 
 

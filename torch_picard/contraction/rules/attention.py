@@ -45,12 +45,15 @@ def _attention(module: nn.MultiheadAttention, context: Context) -> Bound:
     for h in range(heads):
         rows_of = slice(h * size, (h + 1) * size)
         scores = query[rows_of].T @ key[rows_of] * scale
-        scores_norm = context.matrix_norm(scores, degree=2)
+        scores_norm = context.matrix_norm(scores, degree=2, rest=scale)
         value_norm = context.matrix_norm(value[rows_of])
         shift: Any = 0.0
         if bias is not None:
-            moved = key[rows_of].T @ bias[: module.embed_dim][rows_of] * scale
-            shift = context.matrix_norm(moved[:, None])
+            pull = bias[: module.embed_dim][rows_of] * scale
+            shift = context.matrix_norm(
+                (key[rows_of].T @ pull)[:, None],
+                rest=vector_norm(context, pull),
+            )
         slope = plus(
             plus(root, times(scores_norm, times(reach, reach))),
             times(root, times(reach, plus(times(scores_norm, reach), shift))),

@@ -225,14 +225,13 @@ def _graph_conv(conv: GraphConv, context: Context) -> Bound:
 def _gin(conv: GINConv, context: Context) -> Bound:
     r"""nn((1+eps) x + A x): :math:`|(1+\epsilon) I + A|` times that of
     nn."""
-    learned = is_scaled(context) and conv.eps.requires_grad
-    known = None if learned else float(conv.eps.detach())
+    # eps may be learned or loaded: keep it apart
+    known = None if is_scaled(context) else float(conv.eps.detach())
     graph = context.need_graph(conv)
     reduce = _reduction(conv)
     if reduce == "sum" and known is not None and known >= -1:
         size: Any = graph.sum(context.norm, False, conv.flow, loop=1 + known)
     else:
-        # eps may be learned: keep it apart
         size = plus(
             _aggregation(conv, context, context.norm, False),
             context.number((1 + conv.eps).abs().reshape(())),
