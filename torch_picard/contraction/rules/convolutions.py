@@ -50,10 +50,8 @@ def _transfer(
         steps = module.dilation[axis] if dilated else 1
         last = axis == len(sizes) - 1
         count = size // 2 + 1 if last else size
-        angle = (
-            -2 * math.pi / size
-            * torch.outer(torch.arange(count), steps * torch.arange(taps))
-        )  # fmt: skip
+        turns = torch.outer(torch.arange(count), steps * torch.arange(taps))
+        angle = -2 * math.pi / size * (turns % size).double()
         wave = torch.polar(torch.ones_like(angle), angle)
         wave = wave.to(weight.device, dtype)
         # contracts the first remaining tap axis; frequencies come last
