@@ -59,7 +59,7 @@ def test_random_matrices(seed, size):
     rng = torch.Generator().manual_seed(seed)
     m = torch.randn(size, size, generator=rng, dtype=torch.float64)
     norm, radius, one_sided = truth(m)
-    found = of(m, num_iter=100)
+    found = of(m, num_iter=60)
     assert found[0] <= norm * (1 + 1e-12)
     assert found[0] == pytest.approx(norm, rel=1e-2)
     assert found[1] == pytest.approx(radius, rel=1e-6)
@@ -184,8 +184,8 @@ def test_a_segment_is_worth_what_it_is_alone():
         return torch.tanh(layer(v)) + v.mean(1, keepdim=True)
 
     for f in ESTIMATES:
-        together = f(operator, x, 100, segments="leading")
-        alone = [f(operator, t[None], 100) for t in x]
+        together = f(operator, x, 40, segments="leading")
+        alone = [f(operator, t[None], 40) for t in x]
         together = getattr(together, "constant", together)
         alone = [getattr(a, "constant", a) for a in alone]
         torch.testing.assert_close(
@@ -195,7 +195,7 @@ def test_a_segment_is_worth_what_it_is_alone():
 
 # -- operators, structures, precisions, modes ------------------------------
 
-CONVS = ["gcn", "gat", "sage max", "gin", "transformer", "appnp"]
+CONVS = ["gcn", "gat", "sage max", "own"]
 
 
 @pytest.mark.parametrize("name", CONVS)
@@ -207,7 +207,7 @@ def test_graph_convs(name):
 
     j = dense(operator, x)
     norm, radius, one_sided = truth(j)
-    found = estimate_lipschitz(operator, x, 100).constant
+    found = estimate_lipschitz(operator, x, 60).constant
     assert found == pytest.approx(norm, rel=1e-3)
     assert spectral_radius(operator, x).constant == pytest.approx(
         radius, rel=1e-6, abs=1e-6

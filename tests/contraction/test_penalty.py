@@ -32,7 +32,7 @@ def dense(operator, x):
 def test_the_frobenius_penalty_is_unbiased():
     m = Affine(1, 1.5).matrix
     a = m @ m.T
-    samples = 4000
+    samples = 2000
     found = jacobian_penalty(
         lambda x: m @ x,
         torch.zeros(6, dtype=DOUBLE),
@@ -165,7 +165,7 @@ def test_gradcheck(kind):
 
 
 @pytest.mark.parametrize("kind", ["frobenius", "spectral"])
-@pytest.mark.parametrize("name", ["gcn", "gat", "sage max", "gin", "own"])
+@pytest.mark.parametrize("name", ["gcn", "gat", "sage max", "own"])
 def test_graph_convs(name, kind):
     conv, x = make(name), features(4, 4)
 
@@ -175,13 +175,13 @@ def test_graph_convs(name, kind):
     j = dense(operator, x)
     if kind == "frobenius":
         found = jacobian_penalty(
-            operator, x, num_samples=400, generator=seeded()
+            operator, x, num_samples=200, generator=seeded()
         )
         assert found.item() == pytest.approx(
             j.square().sum().item() / 16, rel=0.2
         )
     else:
-        found = jacobian_penalty(operator, x, kind, steps=60)
+        found = jacobian_penalty(operator, x, kind, steps=30)
         norm = torch.linalg.matrix_norm(j, 2).item()
         assert found.item() == pytest.approx(norm**2, rel=1e-3)
     found.backward()
@@ -240,7 +240,7 @@ def test_the_state_may_have_a_structure():
     def operator(s):
         return {"a": w * s["b"].expand(2), "b": 0.5 * s["a"][:1]}
 
-    found = jacobian_penalty(operator, x, num_samples=2000)
+    found = jacobian_penalty(operator, x, num_samples=500)
     assert found.item() == pytest.approx((9 + 9 + 0.25) / 3, rel=0.1)
     found = jacobian_penalty(operator, x, "spectral", steps=30)
     found.backward()
