@@ -46,7 +46,7 @@ class Ball:
 
     @property
     def reach(self) -> float:
-        """An upper bound of |x_i| over the ball and all rows."""
+        """An upper bound of :math:`|x_i|` over the ball and all rows."""
         if self.center is None:
             return float(self.radius)
         center = self.center.detach().double()

@@ -31,11 +31,12 @@ def estimate_lipschitz(
 ) -> Certificate:
     r"""The l2 norm of the Jacobian :math:`J = P'(x)`, from below.
 
-    Power iteration on :math:`J^\top J`. Every iterate v with |v| = 1 gives
-    the lower bound |Jv|; the largest is returned. So it is a lower bound, to
-    rounding, of |J|, which in turn is a lower bound of the Lipschitz
-    constant of P on any set around x. On a random 50 x 50 matrix it is .76,
-    .91, .96 and .995 of the norm after 1, 3, 5 and 10 iterations.
+    Power iteration on :math:`J^\top J`. Every iterate of norm 1 gives the
+    lower bound :math:`|Jv|`; the largest is returned. So it is a lower
+    bound, to rounding, of :math:`|J|`, which in turn is a lower bound of the
+    Lipschitz constant of P on any set around x. Of the norm of random
+    50 x 50 matrices it finds .64, .91, .95 and .98 after 1, 3, 5 and 10
+    iterations, and .999 after 50, on average.
 
     Random masks (dropout) are drawn once. Nothing that autograd tracks is
     touched, and the global random state is left alone but for what one
@@ -61,7 +62,8 @@ def estimate_lipschitz(
         RuntimeError: the derivatives of ``operator`` in forward and reverse
             mode differ.
 
-    Source: Lemma 1 of the paper: a bound of |P'| is a Lipschitz constant.
+    Source: Lemma 1 of the paper: a bound of :math:`|P'|` is a Lipschitz
+    constant.
     """
     with torch.inference_mode(False), torch.no_grad():
         jacobian, v = _begin(operator, x, segments, num_iter, seed)

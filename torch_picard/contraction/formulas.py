@@ -185,7 +185,7 @@ def neumann_bound(constant: float, k: int) -> float:
     k = 0 bounds :math:`|(I-J)^{-1}|` itself.
 
     Args:
-        constant: L >= |J|, in [0, 1).
+        constant: L >= :math:`|J|`, in [0, 1).
         k: the number of terms, an int.
 
     Raises:
