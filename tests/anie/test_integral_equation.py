@@ -1,0 +1,462 @@
+"""Equations with known solutions, orders of convergence, certificates."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from torch_picard import Anderson, Implicit, Picard, Status
+from torch_picard.anie import (
+    Attention,
+    GaussLegendre,
+    IntegralEquation,
+    MonteCarlo,
+    Trapezoid,
+)
+from torch_picard.contraction import Ball
+
+EXACT = {"method": Picard(alpha=0.0), "rtol": 1e-14, "max_iter": 300,
+         "on_failure": "ignore"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+def fredholm_1(rule, lam=0.8):
+    return IntegralEquation(
+        lambda x, t, u: x * t * u, lambda x: x, rule, (0, 1), lam=lam
+    )
+
+
+def fredholm_2(rule, lam=0.2):
+    return IntegralEquation(
+        lambda x, t, u: torch.exp(x + t) * u,
+        lambda x: x.exp() * (1 - lam * (math.e**2 - 1) / 2),
+        rule, (0, 1), lam=lam,
+    )  # fmt: skip
+
+
+def volterra_1(rule, lam=1.0):
+    return IntegralEquation(
+        lambda x, t, u: u, torch.ones_like, rule, (0, 1),
+        volterra=True, lam=lam,
+    )  # fmt: skip
+
+
+def volterra_2(rule):
+    return IntegralEquation(
+        lambda x, t, u: -(x - t) * u, lambda x: x, rule, (0, 1), volterra=True
+    )
+
+
+def volterra_3(rule):
+    return IntegralEquation(
+        lambda x, t, u: 1 + u**2, torch.zeros_like, rule, (0, 1),
+        volterra=True,
+    )  # fmt: skip
+
+
+def volterra_4(rule):
+    return IntegralEquation(
+        lambda x, t, u: u**2, torch.ones_like, rule, (0, 0.5), volterra=True
+    )
+
+
+def hammerstein_1(rule, lam=1.0):
+    return IntegralEquation(
+        lambda x, t, u: x * t * u**2, lambda x: x * (1 - lam / 4), rule,
+        (0, 1), lam=lam,
+    )  # fmt: skip
+
+
+def hammerstein_2(rule):
+    turn = math.pi
+    return IntegralEquation(
+        lambda x, t, u: torch.cos(turn * x) * torch.sin(turn * t) * u**3,
+        lambda x: torch.sin(turn * x), rule, (0, 1), lam=0.2,
+    )  # fmt: skip
+
+
+def urysohn_1(rule, c=1.0):
+    return IntegralEquation(
+        lambda x, t, u: 1 / (x + t + u),
+        lambda x: c - ((x + 1 + c) / (x + c)).log(), rule, (0, 1),
+    )  # fmt: skip
+
+
+PROBLEMS = {
+    "F1": (fredholm_1, lambda x: x / (1 - 0.8 / 3)),
+    "F2": (fredholm_2, torch.exp),
+    "V1": (volterra_1, torch.exp),
+    "V2": (volterra_2, torch.sin),
+    "V4": (volterra_4, lambda x: 1 / (1 - x)),
+    "H1": (hammerstein_1, lambda x: x),
+    "H2": (
+        hammerstein_2,
+        lambda x: (
+            torch.sin(math.pi * x)
+            + (20 - math.sqrt(391)) / 3 * torch.cos(math.pi * x)
+        ),
+    ),
+    "U1": (urysohn_1, torch.ones_like),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_gauss_legendre_reaches_1e_10_with_16_nodes(name):
+    make, exact = PROBLEMS[name]
+    equation = make(GaussLegendre(16))
+    solution = equation.solve(**EXACT)
+    error = (solution.value - exact(equation.nodes)).abs().max()
+    assert error < 1e-10
+    x = torch.linspace(0, 0.5, 21)[:, None]
+    between = equation.evaluate(solution, x)
+    assert (between - exact(x)).abs().max() < 1e-10
+
+
+def test_the_tangent_has_its_pole_nearer():
+    """tan x on [0, 1], whose pole is at 1.57: 32 nodes for 1e-10."""
+    for n, least in ((8, 1e-3), (16, 1e-6), (32, 1e-10)):
+        equation = volterra_3(GaussLegendre(n))
+        u = equation.solve(**EXACT).value
+        assert (u - equation.nodes.tan()).abs().max() < least
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_trapezoid_has_order_two(name):
+    make, exact = PROBLEMS[name]
+    errors = []
+    for n in (17, 33, 65):
+        equation = make(Trapezoid(n))
+        u = equation.solve(**EXACT).value
+        errors.append(float((u - exact(equation.nodes)).abs().max()))
+    if errors[-1] < 1e-12:
+        return  # exact for what is linear in t
+    for coarse, fine in pairwise(errors):
+        assert math.log2(coarse / fine) > 1.8
+
+
+@pytest.mark.parametrize("make, exact", [PROBLEMS["F1"], PROBLEMS["U1"]])
+def test_monte_carlo_has_order_one_half(make, exact):
+    def error(n):
+        squares = []
+        for seed in range(30):
+            equation = make(MonteCarlo(n, seed))
+            u = equation.solve(**EXACT).value
+            squares.append((u - exact(equation.nodes)).square().mean())
+        return float(torch.stack(squares).mean()) ** 0.5
+
+    order = math.log(error(25) / error(400)) / math.log(16)
+    assert 0.35 < order < 0.65
+
+
+def test_the_k_th_iterate_of_v1_is_the_taylor_polynomial():
+    for k in range(1, 9):
+        equation = volterra_1(GaussLegendre(16), lam=1.5)
+        u = equation.solve(
+            method=Picard(alpha=0.0), max_iter=k, rtol=0.0, atol=0.0
+        ).value
+        x = 1.5 * equation.nodes
+        taylor = sum(x**j / math.factorial(j) for j in range(k + 1))
+        torch.testing.assert_close(u, taylor, atol=1e-13, rtol=1e-13)
+
+
+def green(alpha, n=41):
+    """F3 on the trapezoid grid with lam = -1.5 pi^2."""
+    equation = IntegralEquation(
+        lambda x, t, u: torch.minimum(x, t) * (1 - torch.maximum(x, t)) * u,
+        lambda x: torch.sin(math.pi * x), Trapezoid(n), (0, 1),
+        lam=-1.5 * math.pi**2,
+    )  # fmt: skip
+    start = 0.1 * torch.sin(math.pi * equation.nodes)
+    return equation, equation.solve(
+        start, method=Picard(alpha=alpha), rtol=1e-12, max_iter=2000,
+        on_failure="ignore",
+    )  # fmt: skip
+
+
+def test_smoothing_rescues_f3_from_alpha_0_2_on():
+    equation, solution = green(0.25)
+    assert solution.status == Status.CONVERGED
+    h = 1 / 40
+    grid_value = h**2 / (4 * math.sin(math.pi * h / 2) ** 2)
+    exact = torch.sin(math.pi * equation.nodes)
+    exact = exact / (1 + 1.5 * math.pi**2 * grid_value)
+    torch.testing.assert_close(solution.value, exact, atol=1e-11, rtol=0)
+    for alpha in (0.0, 0.15):
+        assert green(alpha)[1].status != Status.CONVERGED
+
+
+def test_h1_has_two_solutions_and_a_local_certificate():
+    lam = 1.0
+    equation = hammerstein_1(GaussLegendre(16), lam)
+    assert equation.certificate().constant == math.inf
+    assert not equation.certificate().contracts
+    region = Ball(1.2, equation.nodes)
+    certificate = equation.certificate(region)
+    assert certificate.kind == "local"
+    exact = float((2 * equation.nodes * 1).max())  # at least at u = x
+    assert certificate.constant > exact * float(equation.nodes.mean()) / 2
+    solution = equation.solve(**EXACT)
+    torch.testing.assert_close(solution.value, equation.nodes)
+    other = (4 - lam) / lam * equation.nodes
+    torch.testing.assert_close(equation(other), other)
+    # a fixed point, but one that repels
+    away = equation.solve(1.001 * other, **EXACT)
+    assert away.status != Status.CONVERGED
+
+
+def test_the_slope_of_u1_is_the_one_of_the_formula():
+    equation = urysohn_1(GaussLegendre(400))
+    m = 0.6
+    certificate = equation.certificate(
+        Ball(1 - m, torch.ones_like(equation.nodes))
+    )
+    assert certificate.constant == pytest.approx(1 / (m * (m + 1)), rel=1e-2)
+
+
+@pytest.mark.parametrize("name", ["F1", "F2", "V2"])
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
+def test_certified_equations_keep_their_promises(name, norm):
+    make, _ = PROBLEMS[name]
+    equation = make(GaussLegendre(16))
+    certificate = equation.certificate(norm=norm)
+    assert certificate.kind == "certified"
+    order = {"l2": 2, "linf": math.inf, "l1": 1}[norm]
+
+    def size(v):
+        return float(torch.linalg.vector_norm(v, order))
+
+    torch.manual_seed(0)
+    for _ in range(20):
+        u, v = torch.randn(2, 16, 1)
+        ratio = size(equation(u) - equation(v)) / size(u - v)
+        assert ratio <= certificate.constant * (1 + 1e-12)
+    if not certificate.contracts:
+        return
+    truth = equation.solve(**EXACT).value
+    x = equation.f
+    first = size(equation(x) - x)
+    for k in range(30):
+        image = equation(x)
+        error = size(x - truth)
+        assert error <= certificate.error_bound(size(image - x)) + 1e-13
+        if error > 1e-12:
+            assert k <= certificate.iterations_for(error, first)
+        x = image
+
+
+def test_linear_certificates_are_exact_in_l_inf():
+    equation = fredholm_1(GaussLegendre(16), lam=1.0)
+    # max_i x_i * int t dt
+    top = float(equation.nodes.max()) / 2
+    assert equation.certificate().constant == pytest.approx(top, rel=1e-9)
+
+
+def test_an_unknown_operation_is_named_and_nothing_is_claimed():
+    equation = IntegralEquation(
+        lambda x, t, u: torch.special.bessel_j0(u), torch.ones_like,
+        Trapezoid(5), (0, 1),
+    )  # fmt: skip
+    certificate = equation.certificate(Ball(1.0))
+    assert certificate.constant == math.inf
+    assert "bessel" in certificate.reason
+
+
+def test_systems_and_batches():
+    """u' = v, v' = -u as a Volterra system, and a batch of right sides."""
+    turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    start = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 3.0]])
+    rule = GaussLegendre(16)
+    f = start[:, None].expand(3, 16, 2)
+    equation = IntegralEquation(
+        lambda x, t, u: u @ turn.T, f, rule, (0, 1), volterra=True
+    )
+    solution = equation.solve(**EXACT)
+    assert solution.status.shape == (3,)
+    x = equation.nodes[:, 0]
+    for b in range(3):
+        a, c = start[b]
+        torch.testing.assert_close(
+            solution.value[b],
+            torch.stack([a * x.cos() + c * x.sin(),
+                         c * x.cos() - a * x.sin()], 1),
+        )  # fmt: skip
+    alone = IntegralEquation(
+        lambda x, t, u: u @ turn.T, f[1], rule, (0, 1), volterra=True
+    )
+    torch.testing.assert_close(solution.value[1], alone.solve(**EXACT).value)
+
+
+def test_several_dimensions():
+    """u(x,y) = x + lam*int_[0,1]^2 x s u(s,t): u = x / (1 - lam/3)."""
+    for rule in (GaussLegendre(6), Trapezoid(25)):
+        equation = IntegralEquation(
+            lambda x, t, u: x[..., :1] * t[..., :1] * u,
+            lambda x: x[:, :1], rule, ((0, 1), (0, 2)), lam=0.5,
+        )  # fmt: skip
+        u = equation.solve(**EXACT).value
+        exact = equation.nodes[:, :1] / (1 - 0.5 * 2 / 3)
+        error = (u - exact).abs().max()
+        assert error < (1e-12 if isinstance(rule, GaussLegendre) else 2e-3)
+
+
+def test_volterra_in_two_dimensions():
+    """u = 1 + int_0^x int_0^y u ds dt: the Bessel-like series
+    sum (xy)^k / k!^2."""
+    equation = IntegralEquation(
+        lambda x, t, u: u, lambda x: torch.ones(len(x), 1),
+        GaussLegendre(8), ((0, 1), (0, 1)), volterra=True,
+    )  # fmt: skip
+    u = equation.solve(**EXACT).value
+    product = equation.nodes.prod(1, keepdim=True)
+    series = sum(product**k / float(math.factorial(k)) ** 2 for k in range(20))
+    torch.testing.assert_close(u, series, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "kind, n",
+    [(GaussLegendre, 8), (Trapezoid, 9), (MonteCarlo, 15), (Attention, 12)],
+)
+@pytest.mark.parametrize("volterra", [False, True])
+def test_blocks_change_nothing(kind, n, volterra):
+    rule = kind(n)
+    theta = torch.tensor(0.7, requires_grad=True)
+
+    def solve(memory):
+        equation = IntegralEquation(
+            lambda x, t, u: torch.sin(theta * x + t) * u, lambda x: x + 1,
+            rule, (0, 1), volterra=volterra, lam=0.5, memory=memory,
+        )  # fmt: skip
+        u = equation.solve(rtol=1e-12, max_iter=100).value
+        return u, torch.autograd.grad(u.sum(), theta)[0]
+
+    for a, b in zip(solve(2**28), solve(1000)):
+        torch.testing.assert_close(a, b)
+
+
+def test_untrained_attention_is_the_midpoint_rule_and_learns():
+    equation = fredholm_1(Attention(200))
+    u = equation.solve(**EXACT).value
+    exact = equation.nodes / (1 - 0.8 / 3)
+    assert (u - exact).abs().max() < 1e-5
+    rule = Attention(10)
+    equation = fredholm_1(rule)
+    u = equation.solve(gradient=Implicit(), rtol=1e-10, max_iter=100).value
+    u.square().sum().backward()
+    assert rule.query.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("gradient", [None, Implicit(rtol=1e-12)])
+def test_gradients_of_parameters_f_and_lam(gradient):
+    def value(theta, f, lam):
+        equation = IntegralEquation(
+            lambda x, t, u: torch.sin(theta * x * t * u), f,
+            GaussLegendre(4), (0, 1), lam=lam,
+        )  # fmt: skip
+        options = {} if gradient is None else {"gradient": gradient}
+        return equation.solve(rtol=1e-14, max_iter=200, **options).value
+
+    inputs = [
+        torch.tensor(0.8, requires_grad=True),
+        torch.ones(4, 1, requires_grad=True),
+        torch.tensor(0.5, requires_grad=True),
+    ]
+    assert torch.autograd.gradcheck(value, inputs, atol=1e-6)
+
+
+def test_accelerators_and_warm_starts_apply():
+    equation = fredholm_2(GaussLegendre(16))
+    plain = equation.solve(rtol=1e-10, max_iter=500)
+    fast = equation.solve(method=Anderson(), rtol=1e-10, max_iter=500)
+    assert fast.evaluations < plain.evaluations
+    assert equation.solve(plain.value, rtol=1e-9).evaluations <= 2
+
+
+def test_monte_carlo_nodes_do_not_change_within_a_solve():
+    equation = fredholm_1(MonteCarlo(50))
+    assert equation.solve(rtol=1e-13, max_iter=200).converged.all()
+    same = fredholm_1(MonteCarlo(50))
+    assert torch.equal(equation.nodes, same.nodes)
+    assert not torch.equal(
+        equation.nodes, fredholm_1(MonteCarlo(50, seed=1)).nodes
+    )
+
+
+@pytest.mark.parametrize(
+    "change, error, name",
+    [
+        ({"kernel": 3}, TypeError, "kernel"),
+        ({"free": None}, TypeError, "free"),
+        ({"free": torch.ones(4)}, ValueError, "free"),
+        ({"free": torch.ones(3, 1)}, ValueError, "free"),
+        ({"free": lambda x: x[:, 0]}, ValueError, "free"),
+        ({"quadrature": 4}, TypeError, "quadrature"),
+        ({"domain": (1, 0)}, ValueError, "domain"),
+        ({"domain": (0, math.inf)}, ValueError, "domain"),
+        ({"domain": "ab"}, ValueError, "domain"),
+        ({"domain": ()}, ValueError, "domain"),
+        ({"lam": "1"}, ValueError, "lam"),
+        ({"lam": math.nan}, ValueError, "lam"),
+        ({"memory": 0}, ValueError, "memory"),
+    ],
+)
+def test_wrong_arguments(change, error, name):
+    arguments = {
+        "kernel": lambda x, t, u: u, "free": lambda x: x,
+        "quadrature": Trapezoid(4), "domain": (0, 1),
+    }  # fmt: skip
+    arguments |= change
+    with pytest.raises(error, match=name):
+        IntegralEquation(
+            arguments.pop("kernel"), arguments.pop("free"),
+            arguments.pop("quadrature"), arguments.pop("domain"), **arguments,
+        )  # fmt: skip
+
+
+def test_wrong_calls():
+    equation = fredholm_1(Trapezoid(4))
+    with pytest.raises(ValueError, match="u must"):
+        equation(torch.ones(4))
+    with pytest.raises(ValueError, match="u0"):
+        equation.solve(torch.ones(3, 1))
+    with pytest.raises(ValueError, match="domain"):
+        equation.evaluate(torch.ones(4, 1), torch.tensor([[2.0]]))
+    with pytest.raises(ValueError, match="columns"):
+        equation.evaluate(torch.ones(4, 1), torch.ones(1, 2))
+    with pytest.raises(TypeError, match="region"):
+        equation.certificate(1.0)
+    bad = IntegralEquation(
+        lambda x, t, u: u.sum(-1), lambda x: x, Trapezoid(4), (0, 1)
+    )
+    with pytest.raises(ValueError, match="kernel must return"):
+        bad(torch.ones(4, 1).expand(4, 1) * torch.ones(2, 4, 1))
+    known = IntegralEquation(
+        lambda x, t, u: u, torch.ones(4, 1), Trapezoid(4), (0, 1)
+    )
+    with pytest.raises(ValueError, match="free"):
+        known.evaluate(torch.ones(4, 1), torch.ones(1, 1))
+    with pytest.raises(ValueError, match="at least 2"):
+        Trapezoid(1)
+    with pytest.raises(TypeError, match="integer"):
+        GaussLegendre(1.5)
+
+
+@pytest.mark.slow
+def test_100_000_nodes_in_bounded_memory():
+    equation = IntegralEquation(
+        lambda x, t, u: x * t * u, lambda x: x, Trapezoid(100_000), (0, 1),
+        lam=0.3, memory=2**27,
+    )  # fmt: skip
+    with torch.no_grad():
+        u = equation.solve(
+            method=Picard(alpha=0.0), max_iter=3, rtol=0.0, atol=0.0
+        ).value
+    exact = equation.nodes * sum(0.1**k for k in range(4))
+    torch.testing.assert_close(u, exact, atol=1e-8, rtol=0)

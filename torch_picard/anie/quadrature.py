@@ -1,0 +1,248 @@
+"""Rules that turn an integral into a weighted sum over nodes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Domain = tuple[tuple[float, float], ...]
+
+
+class Quadrature:
+    """An integration rule on a box.
+
+    ``nodes(domain)`` are [N, d]; ``weights(domain)`` [N] integrate over all
+    of it; ``running_weights(domain, x)`` [M, N] integrate from its lower
+    corner up to each x [M, d].
+    """
+
+    def nodes(self, domain: Domain) -> Tensor:
+        raise NotImplementedError
+
+    def weights(self, domain: Domain) -> Tensor:
+        raise NotImplementedError
+
+    def running_weights(self, domain: Domain, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class _Product(Quadrature):
+    """A rule on an interval, and its product on a box; n nodes per axis."""
+
+    least = 1
+
+    def __init__(self, n: int):
+        _check_count("n", n, self.least)
+        self.n = n
+
+    def _points(self) -> tuple[np.ndarray, np.ndarray]:
+        """Nodes and weights on [0, 1]."""
+        raise NotImplementedError
+
+    def _running(self, x: np.ndarray) -> np.ndarray:
+        """[M, n]: integrals from 0 to each x in [0, 1]."""
+        raise NotImplementedError
+
+    def nodes(self, domain: Domain) -> Tensor:
+        points, _ = self._points()
+        axes = [_tensor(a + (b - a) * points) for a, b in domain]
+        grid = torch.meshgrid(*axes, indexing="ij")
+        return torch.stack([g.flatten() for g in grid], dim=1)
+
+    def weights(self, domain: Domain) -> Tensor:
+        _, weights = self._points()
+        out = torch.ones(1, dtype=torch.float64)
+        for a, b in domain:
+            axis = torch.from_numpy((b - a) * weights)
+            out = torch.outer(out, axis).flatten()
+        return _tensor(out)
+
+    def running_weights(self, domain: Domain, x: Tensor) -> Tensor:
+        out = torch.ones(x.size(0), 1, dtype=torch.float64)
+        for i, (a, b) in enumerate(domain):
+            at = (x[:, i].detach().double().cpu().numpy() - a) / (b - a)
+            axis = torch.from_numpy((b - a) * self._running(at))
+            out = (out[:, :, None] * axis[:, None, :]).flatten(1)
+        return _tensor(out).to(x.device)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.n})"
+
+
+class GaussLegendre(_Product):
+    r"""Gauss-Legendre nodes: exact for polynomials of degree 2n-1.
+
+    Running integrals integrate the polynomial through the nodes, so they are
+    exact for degree n-1; for analytic integrands both errors fall
+    geometrically in n.
+
+    Args:
+        n: nodes per axis.
+    """
+
+    def _points(self):
+        points, weights = np.polynomial.legendre.leggauss(self.n)
+        return (points + 1) / 2, weights / 2
+
+    def _running(self, x):
+        legendre = np.polynomial.legendre
+        points, weights = legendre.leggauss(self.n)
+        degree = np.arange(self.n)
+        # The coefficients of the polynomial that is 1 at one node and 0 at
+        # the others; the rule is exact for the products that give them.
+        values = legendre.legvander(points, self.n - 1)
+        coefficients = (degree + 0.5)[:, None] * (values * weights[:, None]).T
+        at = legendre.legvander(2 * x - 1, self.n)
+        integrals = np.empty((len(x), self.n))
+        integrals[:, 0] = at[:, 1] + 1 if self.n > 0 else 0
+        for k in range(1, self.n):
+            integrals[:, k] = (at[:, k + 1] - at[:, k - 1]) / (2 * k + 1)
+        return integrals @ coefficients / 2
+
+
+class Trapezoid(_Product):
+    """Equidistant nodes, ends included; second order.
+
+    Args:
+        n: nodes per axis, at least 2.
+    """
+
+    least = 2
+
+    def _points(self):
+        weights = np.full(self.n, 1.0)
+        weights[0] = weights[-1] = 0.5
+        return np.linspace(0.0, 1.0, self.n), weights / (self.n - 1)
+
+    def _running(self, x):
+        h = 1 / (self.n - 1)
+        cell = np.clip(np.floor(x / h + 1e-9).astype(int), 0, self.n - 2)
+        part = np.clip(x / h - cell, 0.0, 1.0)
+        index = np.arange(self.n)
+        whole = index[None, :] <= cell[:, None]
+        out = np.where(whole, 1.0, 0.0)
+        out[:, 0] = 0.5
+        rows = np.arange(len(x))
+        # up to the last node before x, then the part of a cell, in which
+        # the integrand is linear
+        out[rows, cell] = np.where(cell == 0, 0.0, 0.5)
+        out[rows, cell] += part * (1 - part / 2)
+        out[rows, cell + 1] += part**2 / 2
+        return h * out
+
+
+class MonteCarlo(Quadrature):
+    """Uniform random nodes, drawn once: the equation is the same in every
+    iteration of a solve. Error of order 1/2.
+
+    Args:
+        n: nodes in total.
+        seed: of the draw.
+    """
+
+    def __init__(self, n: int, seed: int = 0):
+        _check_count("n", n, 1)
+        self.n, self.seed = n, seed
+
+    def nodes(self, domain: Domain) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        unit = torch.rand(
+            self.n, len(domain), generator=generator, dtype=torch.float64
+        )
+        low = torch.tensor([a for a, _ in domain], dtype=torch.float64)
+        high = torch.tensor([b for _, b in domain], dtype=torch.float64)
+        return _tensor(low + (high - low) * unit)
+
+    def weights(self, domain: Domain) -> Tensor:
+        volume = math.prod(b - a for a, b in domain)
+        return _tensor(torch.full((self.n,), volume / self.n).double())
+
+    def running_weights(self, domain: Domain, x: Tensor) -> Tensor:
+        nodes = self.nodes(domain).to(x)
+        inside = (nodes[None] <= x[:, None]).all(-1)
+        return inside * self.weights(domain).to(x)
+
+    def __repr__(self) -> str:
+        return f"MonteCarlo({self.n}, seed={self.seed})"
+
+
+class Attention(Quadrature, nn.Module):
+    r"""Learned weights: :math:`\int K(x,t)\,dt \approx |\Omega| \sum_j
+    p_j(x) K(x, t_j)` with the attention of x over the nodes,
+    :math:`p(x) = \mathrm{softmax}_j(q(x) \cdot k(t_j)/\sqrt{m})`.
+
+    The nodes are the midpoints of n equal cells per axis. Untrained, all
+    scores are 0, and it is the midpoint rule.
+
+    Args:
+        n: nodes per axis.
+        coord_dim: d.
+        embed_dim: m, features of queries and keys.
+    """
+
+    def __init__(self, n: int, coord_dim: int = 1, embed_dim: int = 16):
+        nn.Module.__init__(self)
+        _check_count("n", n, 1)
+        _check_count("coord_dim", coord_dim, 1)
+        _check_count("embed_dim", embed_dim, 1)
+        self.n, self.embed_dim = n, embed_dim
+        self.query = nn.Linear(coord_dim, embed_dim)
+        self.key = nn.Linear(coord_dim, embed_dim, bias=False)
+        nn.init.zeros_(self.query.weight)
+        nn.init.zeros_(self.query.bias)
+
+    def nodes(self, domain: Domain) -> Tensor:
+        if len(domain) != self.query.in_features:
+            raise ValueError(
+                f"coord_dim must be the {len(domain)} of the domain, got "
+                f"{self.query.in_features}"
+            )
+        middle = (np.arange(self.n) + 0.5) / self.n
+        axes = [_tensor(a + (b - a) * middle) for a, b in domain]
+        grid = torch.meshgrid(*axes, indexing="ij")
+        return torch.stack([g.flatten() for g in grid], dim=1)
+
+    def matrix(self, domain: Domain, x: Tensor) -> Tensor:
+        """[M, N]: the weights for each x."""
+        own = self.query.weight
+        query = self.query(x.to(own))
+        key = self.key(self.nodes(domain).to(own))
+        scores = query @ key.T / math.sqrt(self.embed_dim)
+        volume = math.prod(b - a for a, b in domain)
+        return (volume * scores.softmax(-1)).to(x)
+
+    def weights(self, domain: Domain) -> Tensor:
+        raise ValueError(
+            "quadrature Attention weights the nodes for each x on its own; "
+            "ask matrix(domain, x)"
+        )
+
+    def running_weights(self, domain: Domain, x: Tensor) -> Tensor:
+        t = self.nodes(domain).to(x)
+        # a node stands for its cell; part of it may lie beyond x
+        parts = torch.ones(x.size(0), t.size(0), dtype=x.dtype)
+        for i, (a, b) in enumerate(domain):
+            width = (b - a) / self.n
+            share = (x[:, None, i] - t[None, :, i]) / width + 0.5
+            parts = parts * share.clamp(0, 1)
+        return parts * self.matrix(domain, x)
+
+    def extra_repr(self) -> str:
+        return f"{self.n}"
+
+
+def _tensor(values: Any) -> Tensor:
+    return torch.as_tensor(values).to(torch.get_default_dtype())
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(
+            f"{name} must be an integer, got {type(value).__name__}"
+        )
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
