@@ -5,54 +5,35 @@
 One table: milliseconds of torch_picard and of a peer, their ratio, and the
 ratio that was aimed at; medians of interleaved runs. `floor` is the least
 time the memory allows, the bytes that must move over the bandwidth of a copy
-measured in the same run; a dash where arithmetic, not memory, is the limit.
---write puts the table (kernels.inc) and a plot (kernels.png) into DIR.
+measured in the same run, and for a PicardConv that of its dense maps alone
+besides; what is gathered counts as if no cache held it. --write puts the
+table (kernels.inc) and a plot (kernels.png) into DIR, and kernels.json, from
+which a run that was interrupted goes on.
 """
 
 import argparse
 import functools
-import resource
 import statistics
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from _table import Results, Row, show
 from torch import Tensor
 from torch_geometric.nn import APPNP, GCNConv, SimpleConv
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 from torch_picard import PicardConv
 from torch_picard.engine.monitor import Monitor
-from torch_picard.ops import smoothed_propagate
+from torch_picard.ops import smoothed_propagate, smoothed_update
 
-ITERATIONS, ALPHA = 8, 0.5
-
-
-@dataclass
-class Row:
-    case: str
-    ours: float
-    peer: str
-    theirs: float
-    target: float | None = None
-    floor: float | None = None
-
-    @property
-    def ratio(self) -> float:
-        return self.theirs / self.ours
-
-
-class Rows(list):
-    """Shown as they come: the whole takes minutes."""
-
-    def append(self, row: Row) -> None:
-        super().append(row)
-        print(f"{row.case} / {row.peer}: {row.ratio:.2f}", flush=True)
+ITERATIONS, ALPHA, CHANNELS = 8, 0.5, 64
+LARGE = "power law, 169k nodes, 2.5M edges"
+SMALL = "size of Cora"
 
 
 class Clock:
@@ -63,9 +44,13 @@ class Clock:
 
     def __call__(self, *runs: Callable[[], object]) -> list[float]:
         spent: list[list[float]] = [[] for _ in runs]
+        start = time.perf_counter()
         for run in runs:
             run()
-        for _ in range(self.repeats):
+        self.wait()
+        # a second of rounds where they are short, so that medians hold still
+        rounds = int(1 / (time.perf_counter() - start))
+        for _ in range(max(self.repeats, min(rounds, 100))):
             for run, times in zip(runs, spent):
                 self.wait()
                 start = time.perf_counter()
@@ -104,15 +89,17 @@ def grid(side: int = 400) -> Tensor:
 
 
 def uniform(nodes: int = 2708, edges: int = 10_556) -> Tensor:
-    """As many nodes and edges as Cora has."""
+    """By default as many nodes and edges as Cora has."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(nodes, (2, edges), generator=generator)
 
 
 GRAPHS = {
-    "power law, 169k nodes, 2.5M edges": (power_law, 169_000),
+    LARGE: (power_law, 169_000),
     "grid, 400 x 400": (grid, 160_000),
-    "size of Cora": (uniform, 2708),
+    SMALL: (uniform, 2708),
+    "degree 6": (functools.partial(uniform, 169_000, 6 * 169_000), 169_000),
+    "degree 50": (functools.partial(uniform, 169_000, 50 * 169_000), 169_000),
 }
 
 
@@ -133,60 +120,79 @@ class Compressed:
         self.nodes = nodes
 
 
-def bytes_of_a_pass(graph: Compressed, channels: int, size: int = 4) -> int:
+def bytes_of_a_pass(
+    graph: Compressed, channels: int, gathered: int = 4, state: int = 4
+) -> int:
     """Every index and value, a gathered row for every entry, x and y."""
-    entries = graph.col.numel()
-    row = channels * size
-    return entries * (8 + row) + graph.nodes * (2 * row + 4)
+    entries = graph.col.numel() * (8 + channels * gathered)
+    return entries + graph.nodes * (2 * channels * state + 4)
+
+
+def copied(x: Tensor) -> Callable[[], Tensor]:
+    return functools.partial(torch.empty_like(x).copy_, x)
+
+
+def bandwidth(x: Tensor, ms: float) -> float:
+    """Bytes a ms of a copy of x that took so long."""
+    return 2 * x.numel() * x.element_size() / ms
 
 
 # -- the rows ------------------------------------------------
 
 
-def operators(clock: Clock, device: str, rows: list[Row]) -> None:
-    for name, (make, nodes) in GRAPHS.items():
-        graph = Compressed(make(), nodes, device)
-        for channels in (64, 128) if nodes == 169_000 else (64,):
-            x = torch.randn(nodes, channels, device=device)
-            y, matrix = torch.empty_like(x), graph.matrix
-            low, value = x.bfloat16(), graph.value.bfloat16()
+def update(clock: Clock, device: str) -> list[Row]:
+    """alpha*x + (1-alpha)*z and its residual: three passes over memory."""
+    x, z = (torch.randn(169_000, 128, device=device) for _ in range(2))
 
-            def ours(x=x, value=graph.value, graph=graph):
-                return smoothed_propagate(
-                    graph.rowptr, graph.col, value, x, x, ALPHA
-                )
+    def plain() -> tuple[Tensor, Tensor]:
+        return torch.lerp(x, z, 1 - ALPHA), (z - x).norm()
 
-            def naive(x=x, matrix=matrix):
-                z = matrix @ x
-                return ALPHA * x + (1 - ALPHA) * z, (z - x).norm()
+    copy, a, b = clock(
+        copied(x), lambda: smoothed_update(x, z, ALPHA), plain
+    )  # fmt: skip
+    floor = 3 * x.numel() * 4 / bandwidth(x, copy)
+    case = "smoothed_update, 169k x 128"
+    return [Row(case, a, "lerp, norm", b, None, floor)]
 
-            def addmm(x=x, matrix=matrix):
-                y = torch.addmm(x, matrix, x, beta=ALPHA, alpha=1 - ALPHA)
-                return y, (y - x).norm() / (1 - ALPHA)
 
-            expected, mine = naive()[0], ours()[0]
-            torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
-            copy, a, b, c, d = clock(
-                lambda y=y, x=x: y.copy_(x),
-                ours,
-                naive,
-                addmm,
-                lambda low=low, value=value, ours=ours: ours(low, value),
-            )
-            bandwidth = 2 * x.numel() * 4 / copy
-            floor = bytes_of_a_pass(graph, channels) / bandwidth
-            case = f"smoothed_propagate, {name}, F={channels}"
-            large = nodes == 169_000
-            rows.append(
-                Row(case, a, "CSR @ x, lerp, norm", b, 3.3 * large, floor)
-            )
-            rows.append(
-                Row(case, a, "addmm on CSR, norm", c, 1.9 * large, floor)
-            )
-            half = bytes_of_a_pass(graph, channels, 2) / bandwidth
-            rows.append(
-                Row(f"{case}, bfloat16", d, "float32", a, 1.5 * large, half)
-            )
+def operators(
+    clock: Clock, device: str, name: str, channels: int
+) -> list[Row]:
+    make, nodes = GRAPHS[name]
+    graph = Compressed(make(), nodes, device)
+    x = torch.randn(nodes, channels, device=device)
+    matrix = graph.matrix
+    low, value = x.bfloat16(), graph.value.bfloat16()
+
+    def ours(x=x, value=graph.value):
+        return smoothed_propagate(graph.rowptr, graph.col, value, x, x, ALPHA)
+
+    def naive():
+        z = matrix @ x
+        return ALPHA * x + (1 - ALPHA) * z, (z - x).norm()
+
+    def addmm():
+        y = torch.addmm(x, matrix, x, beta=ALPHA, alpha=1 - ALPHA)
+        return y, (y - x).norm() / (1 - ALPHA)
+
+    expected, mine = naive()[0], ours()[0]
+    torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
+    copy, a, b, c, d = clock(
+        copied(x), ours, naive, addmm, lambda: ours(low, value)
+    )
+    speed = bandwidth(x, copy)
+    floor = bytes_of_a_pass(graph, channels) / speed
+    half = bytes_of_a_pass(graph, channels, 2, 2) / speed
+    case = f"smoothed_propagate, {name}, F={channels}"
+    aims: dict = {LARGE: (3.3, 1.9, 1.5)} if device == "cpu" else {}
+    if device == "cuda":
+        aims = {"degree 6": (1.3, None, None), "degree 50": (0.95, None, None)}
+    aim = aims.get(name, (None, None, None))
+    return [
+        Row(case, a, "CSR @ x, lerp, norm", b, aim[0], floor),
+        Row(case, a, "addmm on CSR, norm", c, aim[1], floor),
+        Row(f"{case}, bfloat16", d, "float32", a, aim[2], half),
+    ]
 
 
 class Convs:
@@ -195,8 +201,8 @@ class Convs:
     def __init__(self, graph: str, channels: int, device: str = "cpu"):
         make, nodes = GRAPHS[graph]
         self.edge_index = make().to(device)
-        compressed = Compressed(make(), nodes, device)
-        self.matrix = compressed.matrix
+        self.graph = Compressed(make(), nodes, device)
+        self.matrix = self.graph.matrix
         self.x = torch.randn(nodes, channels, device=device)
         torch.manual_seed(0)
         self.coo = GCNConv(channels, channels, cached=True).to(device)
@@ -205,7 +211,7 @@ class Convs:
         for conv in (self.csr, plain):
             conv.load_state_dict(self.coo.state_dict())
         self.picard = PicardConv(plain, ALPHA, ITERATIONS, rtol=0.0)
-        self.plain = plain
+        self.weight = plain.lin.weight
 
     def loop(self, conv, graph, x: Tensor) -> Tensor:
         for _ in range(ITERATIONS):
@@ -234,58 +240,82 @@ class Convs:
         return found
 
 
-def convs(clock: Clock, device: str, rows: list[Row]) -> None:
-    targets = {
-        ("power law, 169k nodes, 2.5M edges", False): [8.0, 2.5, None],
-        ("power law, 169k nodes, 2.5M edges", True): [5.0, 2.0, None],
-        ("size of Cora", False): [10.0, 2.0, None],
-        ("size of Cora", True): [None, None, None],
-    }
-    for (graph, backward), wanted in targets.items():
-        setup = Convs(graph, 64, device)
-        x = setup.x.clone().requires_grad_(backward)
-        runs = setup.runs(x)
-        if backward:
-            runs.pop("torchdeq, CSR", None)  # another gradient
-        cotangent = torch.randn_like(x)
+AIMS = {  # against PyG on edge_index, PyG on CSR, torchdeq
+    ("cpu", LARGE, False): [8.0, 2.5, None],
+    ("cpu", LARGE, True): [5.0, 2.0, None],
+    ("cpu", SMALL, False): [10.0, 2.0, None],
+    ("cuda", LARGE, False): [5.0, None, None],
+    ("cuda", SMALL, False): [5.0, None, None],
+}
 
-        def timed(run, x=x, cotangent=cotangent, backward=backward):
-            if not backward:
-                with torch.no_grad():
-                    return run()
-            x.grad = None
-            return run().backward(cotangent)
 
-        spent = clock(*(lambda r=r: timed(r) for r in runs.values()))
-        way = "forward + backward" if backward else "forward"
-        case = f"PicardConv(GCNConv), {ITERATIONS} iterations, {way}, {graph}"
-        weight = setup.plain.lin.weight
+def convs(clock: Clock, device: str, graph: str, backward: bool) -> list[Row]:
+    setup = Convs(graph, CHANNELS, device)
+    x = setup.x.clone().requires_grad_(backward)
+    runs = setup.runs(x)
+    if backward:
+        runs.pop("torchdeq, CSR", None)  # another gradient
+    cotangent = torch.randn_like(x)
+
+    def timed(run: Callable[[], Tensor]) -> object:
+        if not backward:
+            with torch.no_grad():
+                return run()
+        x.grad = None
+        return run().backward(cotangent)
+
+    spent = clock(*(functools.partial(timed, run) for run in runs.values()))
+    way = "forward + backward" if backward else "forward"
+    case = f"PicardConv(GCNConv), {ITERATIONS} iterations, {way}, {graph}"
+    dense, speed = dense_map(clock, setup)
+    a_pass = bytes_of_a_pass(setup.graph, CHANNELS) / speed
+    # backward: the transposed pass, the gradients of state and weight
+    floor = ITERATIONS * (
+        3 * dense + 2 * a_pass if backward else dense + a_pass
+    )
+    nothing = [None] * 3
+    aims = AIMS.get((device, graph, backward), nothing)
+    return [
+        Row(case, spent[0], name, theirs, aim, floor)
+        for name, theirs, aim in zip(list(runs)[1:], spent[1:], aims)
+    ]
+
+
+def dense_map(clock: Clock, setup: Convs) -> tuple[float, float]:
+    """ms of one x W', and the bandwidth of a copy."""
+    x, h = setup.x, torch.empty_like(setup.x)
+    with torch.no_grad():
+        dense, copy = clock(
+            functools.partial(torch.mm, x, setup.weight.t(), out=h), copied(x)
+        )
+    return dense, bandwidth(x, copy)
+
+
+def autocast(clock: Clock, device: str, graph: str) -> list[Row]:
+    setup = Convs(graph, CHANNELS, device)
+
+    def full() -> Tensor:
         with torch.no_grad():
-            (dense,) = clock(functools.partial(torch.mm, x, weight.t()))
-        floor = None if backward else ITERATIONS * dense
-        for name, theirs, target in zip(list(runs)[1:], spent[1:], wanted):
-            rows.append(Row(case, spent[0], name, theirs, target, floor))
-        if not backward and device == "cpu":
-            autocast(clock, setup, case, graph, rows)
-
-
-def autocast(clock, setup: Convs, case: str, graph: str, rows) -> None:
-    def low():
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
             return setup.picard(setup.x, setup.edge_index)
 
-    def full():
-        with torch.no_grad():
-            return setup.picard(setup.x, setup.edge_index)
+    def low() -> Tensor:
+        with torch.autocast(device, dtype=torch.bfloat16):
+            return full()
 
     a, b = clock(low, full)
-    target = 1.5 if graph.startswith("power") else None
-    rows.append(Row(f"{case}, autocast(bfloat16)", a, "float32", b, target))
+    dense, speed = dense_map(clock, setup)
+    a_pass = bytes_of_a_pass(setup.graph, CHANNELS, gathered=2) / speed
+    floor = ITERATIONS * (dense + a_pass)
+    case = f"PicardConv(GCNConv), {ITERATIONS} iterations, forward, {graph}"
+    aim = 1.5 if graph == LARGE and device == "cpu" else None
+    return [
+        Row(f"{case}, autocast(bfloat16)", a, "float32", b, aim, floor)
+    ]  # fmt: skip
 
 
-def batch(clock: Clock, device: str, rows: list[Row]) -> None:
+def batch(clock: Clock, device: str) -> list[Row]:
     """256 graphs of 200 nodes with contraction factors from .1 to .98."""
-    graphs, nodes, channels = 256, 200, 64
+    graphs, nodes = 256, 200
     generator = torch.Generator().manual_seed(0)
     shape = (graphs, 2, 1600)
     ends = torch.randint(nodes, shape, generator=generator)
@@ -296,7 +326,7 @@ def batch(clock: Clock, device: str, rows: list[Row]) -> None:
     weight = (weight * factor[index[1] // nodes]).to(device)
     index = index.to(device)
     members = torch.arange(total, device=device) // nodes
-    x = torch.randn(total, channels, device=device)
+    x = torch.randn(total, CHANNELS, device=device)
     picard = PicardConv(SimpleConv("sum"), 0.0, 600, rtol=1e-4, inject=True)
 
     def skipping() -> Tensor:
@@ -312,23 +342,27 @@ def batch(clock: Clock, device: str, rows: list[Row]) -> None:
             Monitor.active = flags
 
     torch.testing.assert_close(skipping(), whole())
-    a, b = clock(skipping, whole)
+    copy, a, b = clock(copied(x), skipping, whole)
     with torch.no_grad():
         _, solution = picard(
             x, index, weight, batch=members, return_solution=True
         )
     counts = solution.iterations
     case = f"256 graphs, {int(counts.min())} to {int(counts.max())} iterations"
-    rows.append(Row(case, a, "without active", b, 2.0))
+    entries = torch.bincount(members[index[1]], minlength=graphs)
+    gathered = entries * (8 + 4 * CHANNELS) + nodes * (8 * CHANNELS + 4)
+    moved = int((counts * gathered.to(counts)).sum())
+    floor = moved / bandwidth(x, copy)
+    return [Row(case, a, "without active", b, 2.0, floor)]
 
 
-def appnp(clock: Clock, device: str, rows: list[Row]) -> None:
-    name = "power law, 169k nodes, 2.5M edges"
-    make, nodes = GRAPHS[name]
+def appnp(clock: Clock, device: str) -> list[Row]:
+    make, nodes = GRAPHS[LARGE]
     edge_index = make()
-    matrix = Compressed(edge_index, nodes, device).matrix
+    graph = Compressed(edge_index, nodes, device)
+    matrix = graph.matrix
     edge_index = edge_index.to(device)
-    x = torch.randn(nodes, 64, device=device)
+    x = torch.randn(nodes, CHANNELS, device=device)
     picard = PicardConv(APPNP(10, 0.1), 0.0, 1, rtol=0.0)
     coo = APPNP(10, 0.1, cached=True)
     csr = APPNP(10, 0.1, normalize=False)
@@ -336,14 +370,43 @@ def appnp(clock: Clock, device: str, rows: list[Row]) -> None:
         torch.testing.assert_close(
             picard(x, edge_index), csr(x, matrix), rtol=1e-4, atol=1e-4
         )
-        a, b, c = clock(
+        copy, a, b, c = clock(
+            copied(x),
             lambda: picard(x, edge_index),
             lambda: coo(x, edge_index),
             lambda: csr(x, matrix),
         )
-    case = f"PicardConv(APPNP(K=10)), {name}, F=64"
-    rows.append(Row(case, a, "PyG, edge_index", b, 20.0))
-    rows.append(Row(case, a, "PyG, CSR", c, 3.0))
+    floor = 10 * bytes_of_a_pass(graph, CHANNELS) / bandwidth(x, copy)
+    case = f"PicardConv(APPNP(K=10)), {LARGE}, F={CHANNELS}"
+    aims = (20.0, 3.0) if device == "cpu" else (None, None)
+    return [
+        Row(case, a, "PyG, edge_index", b, aims[0], floor),
+        Row(case, a, "PyG, CSR", c, aims[1], floor),
+    ]
+
+
+def tasks(device: str) -> dict[str, Callable[[Clock], list[Row]]]:
+    """What is measured, in order. Names are kept in kernels.json."""
+    cases = [(LARGE, 64), (LARGE, 128), ("grid, 400 x 400", 64), (SMALL, 64)]
+    if device == "cuda":
+        cases += [("degree 6", 64), ("degree 50", 64)]
+    found: dict = {"update": functools.partial(update, device=device)}
+    for name, width in cases:
+        found[f"operators, {name}, {width}"] = functools.partial(
+            operators, device=device, name=name, channels=width
+        )
+    found["batch"] = functools.partial(batch, device=device)
+    found["appnp"] = functools.partial(appnp, device=device)
+    for graph in (LARGE, SMALL):
+        for backward in (False, True):
+            found[f"convs, {graph}, {backward}"] = functools.partial(
+                convs, device=device, graph=graph, backward=backward
+            )
+        if device == "cpu":
+            found[f"autocast, {graph}"] = functools.partial(
+                autocast, device=device, graph=graph
+            )
+    return found
 
 
 # -- memory ------------------------------------------------
@@ -352,97 +415,36 @@ PEAKS = ("ours", "PyG, edge_index", "PyG, CSR", "torchdeq, CSR")
 
 
 def peak(name: str, backward: bool) -> None:
-    """Prints by how many MB the run raises the peak of this process."""
-    setup = Convs("power law, 169k nodes, 2.5M edges", 64)
+    """Prints how many MB above what this process had the run needs."""
+    setup = Convs(LARGE, CHANNELS)
     x = setup.x.clone().requires_grad_(backward)
     run = setup.runs(x)[name]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with torch.no_grad():
+        setup.coo(x, setup.edge_index)  # cached=True, as in the timings
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    before = resident("VmRSS")
     with torch.set_grad_enabled(backward):
         y = run()
         if backward:
             y.sum().backward()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print((after - before) // 1024)
+    print((resident("VmHWM") - before) // 1024)
 
 
-def memory(threads: int) -> list[list[str]]:
-    found = []
-    for backward in (False, True):
-        way = "forward + backward" if backward else "forward"
-        line = [f"{ITERATIONS} iterations, {way}"]
-        for name in PEAKS:
-            command = [sys.executable, __file__, "--peak", name]
-            command += ["--backward"] * backward
-            command += ["--threads", str(threads)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            line.append(done.stdout.strip() or "-")
-        found.append(line)
-    return found
+def resident(name: str) -> int:
+    """KB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1])
+    raise KeyError(name)
 
 
-# -- showing ------------------------------------------------
-
-
-def number(value: float | None) -> str:
-    if not value:
-        return "-"
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def table_of(rows: list[Row]) -> list[list[str]]:
-    head = ["case", "ms", "peer", "its ms", "ratio", "aim", "floor ms"]
-    return [head] + [
-        [
-            row.case,
-            number(row.ours),
-            row.peer,
-            number(row.theirs),
-            f"{row.ratio:.1f}",
-            number(row.target),
-            number(row.floor),
-        ]
-        for row in rows
-    ]
-
-
-def show(title: str, table: list[list[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*table)]
-    print(f"\n{title}\n")
-    for line in table:
-        cells = [c.ljust(w) for c, w in zip(line, widths)]
-        print("  ".join(cells).rstrip(), flush=True)
-
-
-def rst(title: str, table: list[list[str]]) -> str:
-    lines = [f"{title}:", "", ".. list-table::", "   :header-rows: 1", ""]
-    for row in table:
-        lines += [
-            f"   {'*' if i == 0 else ' '} - {cell}".rstrip()
-            for i, cell in enumerate(row)
-        ]
-    return "\n".join([*lines, "", ""])
-
-
-def plot(rows: list[Row], path: Path, title: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(11, 0.32 * len(rows) + 1.2))
-    names = [f"{row.case} / {row.peer}" for row in rows]
-    axes.barh(names, [row.ratio for row in rows], color="#4477aa")
-    for i, row in enumerate(rows):
-        if row.target:
-            axes.plot([row.target] * 2, [i - 0.4, i + 0.4], color="#cc3311")
-    axes.axvline(1.0, color="black", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_xlabel("times faster than the peer (red: aimed at)")
-    axes.set_title(title)
-    axes.tick_params(axis="y", labelsize=7)
-    axes.invert_yaxis()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+def memory(threads: int, name: str, backward: bool) -> str:
+    """peak() in a process of its own; a dash where that cannot be had."""
+    command = [sys.executable, __file__, "--peak", name]
+    command += ["--backward"] * backward
+    command += ["--threads", str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() or "-"
 
 
 def main() -> None:
@@ -461,26 +463,31 @@ def main() -> None:
     if options.peak:
         return peak(options.peak, options.backward)
 
-    rows = Rows()
-    clock = Clock(options.device, options.repeats)
-    for section in (operators, batch, appnp, convs):
-        section(clock, options.device, rows)
     title = (
         f"torch {torch.__version__}, {options.device}, {options.threads} "
-        f"thread(s), medians of {options.repeats}"
+        f"thread(s), medians of {options.repeats} or more"
     )
-    tables = {title: table_of(rows)}
-    if options.device == "cpu":
-        head = ["MB above the start", *PEAKS]
-        tables["Peak memory, power law graph, F=64"] = [
-            head, *memory(options.threads)
-        ]  # fmt: skip
-    for name, table in tables.items():
+    results = Results(title, options.write)
+    clock = Clock(options.device, options.repeats)
+    try:
+        for name, run in tasks(options.device).items():
+            results.measure(name, functools.partial(run, clock))
+        for backward in (False, True) if options.device == "cpu" else ():
+            way = "forward + backward" if backward else "forward"
+            task = f"{ITERATIONS} iterations, {way}, {LARGE}, F={CHANNELS}"
+            for name in PEAKS:
+                results.weigh(
+                    task,
+                    name,
+                    functools.partial(memory, options.threads, name, backward),
+                )
+    except KeyboardInterrupt:
+        print("interrupted: this is what was measured", flush=True)
+    for name, table in results.tables(PEAKS).items():
         show(name, table)
+    print("", *results.missed(), sep="\n")
     if options.write:
-        text = "\n".join(rst(name, table) for name, table in tables.items())
-        (options.write / "kernels.inc").write_text(text)
-        plot(rows, options.write / "kernels.png", title)
+        results.write(PEAKS)
 
 
 if __name__ == "__main__":
