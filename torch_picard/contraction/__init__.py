@@ -17,6 +17,7 @@ from .formulas import (
     one_sided_rate,
     residual_bound,
 )
+from .monitoring import ConvergenceMonitor
 from .norms import gram_bound
 from .penalty import JacobianPenalty, jacobian_penalty
 from .residual import Residual
@@ -27,6 +28,7 @@ __all__ = [
     "Bound",
     "Certificate",
     "Context",
+    "ConvergenceMonitor",
     "JacobianPenalty",
     "Kantorovich",
     "L2Attention",

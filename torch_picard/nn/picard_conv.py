@@ -94,6 +94,9 @@ class PicardConv(torch.nn.Module):
         TypeError: An option is of the wrong type.
     """
 
+    #: ConvergenceMonitor watches modules that say so.
+    solves_fixed_point = True
+
     alpha: float | Tensor | None
     initial_alpha: Tensor
 
