@@ -2,9 +2,6 @@
 // the tensors must look like, and which rows are worked on.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -12,17 +9,13 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <optional>
 
+#include "checks.h"
 #include "kernels.h"
 #include "parallel.h"
 
 namespace torch_picard {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using MaybeTensor = std::optional<Tensor>;
 
 const Kernels& kernels() {
 #if defined(__x86_64__)
@@ -49,49 +42,9 @@ const Kernels& kernels() {
 
 // -- what comes in ------------------------------------------------------------
 
-Dtype dtype_of(const Tensor& t, const char* name) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return Dtype::f32;
-    case ScalarType::Double:
-      return Dtype::f64;
-    case ScalarType::BFloat16:
-      return Dtype::bf16;
-    case ScalarType::Half:
-      return Dtype::f16;
-    default:
-      STD_TORCH_CHECK(false, name, " must be of a real floating dtype");
-  }
-  return Dtype::f32;
-}
-
-bool is_wide(const Tensor& t, const char* name) {
-  const bool wide = t.scalar_type() == ScalarType::Long;
-  STD_TORCH_CHECK(wide || t.scalar_type() == ScalarType::Int, name,
-                  " must be int32 or int64");
-  return wide;
-}
-
-ScalarType accumulation(Dtype t) {
-  return t == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
-}
-
-void expect(const Tensor& t, const char* name, ScalarType type, int64_t size) {
-  STD_TORCH_CHECK(t.scalar_type() == type, name, " has a wrong dtype");
-  STD_TORCH_CHECK(t.numel() == size, name, " must have ", size,
-                  " elements, got ", t.numel());
-  STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
-}
-
 template <class T>
 const T* read(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
-}
-const void* read(const MaybeTensor& t) {
-  return t ? t->const_data_ptr() : nullptr;
-}
-void* write(const MaybeTensor& t) {
-  return t ? t->mutable_data_ptr() : nullptr;
 }
 
 struct Csr {
@@ -136,8 +89,7 @@ Csr csr_of(const Tensor& rowptr, const Tensor& col) {
   const bool wide = is_wide(rowptr, "rowptr");
   STD_TORCH_CHECK(is_wide(col, "col") == wide,
                   "rowptr and col must have the same dtype");
-  STD_TORCH_CHECK(rowptr.dim() == 1 && rowptr.numel() > 0,
-                  "rowptr must have shape [N+1]");
+  expect_offsets(rowptr);
   STD_TORCH_CHECK(rowptr.is_contiguous() && col.is_contiguous(),
                   "rowptr and col must be contiguous");
   return {rowptr.const_data_ptr(), col.const_data_ptr(), wide,
@@ -283,9 +235,7 @@ struct Pass {
     job.channels = h.size(1);
     job.message = dtype_of(h, "h");
     job.state = dtype_of(y, "y");
-    const bool mixed = job.state == Dtype::f32 && size_of(job.message) == 2;
-    STD_TORCH_CHECK(job.state == job.message || mixed,
-                    "h and y must have the same dtype");
+    expect_pair(job.message, job.state);
     const ScalarType exact = accumulation(job.message);
     if (value) expect(*value, "value", exact, csr.entries);
     if (bias) expect(*bias, "bias", exact, job.channels);
@@ -357,8 +307,7 @@ void propagate(Tensor rowptr, Tensor col, MaybeTensor value, Tensor h,
   if (x) expect(*x, "x", y.scalar_type(), pass.size());
   if (z) expect(*z, "z", y.scalar_type(), pass.size());
   if (arg) {
-    STD_TORCH_CHECK(pass.csr.entries <= INT32_MAX,
-                    "max needs fewer than 2^31 entries");
+    expect_numbered(pass.csr.entries);
     expect(*arg, "arg", ScalarType::Int, pass.size());
   }
   pass.job.x = read(x);

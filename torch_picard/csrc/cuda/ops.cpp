@@ -6,13 +6,10 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
-#include <optional>
 #include <vector>
 
+#include "../cpu/checks.h"
 #include "kernels.h"
 
 namespace torch_picard {
@@ -21,45 +18,9 @@ namespace {
 using cuda::kSums;
 using cuda::Place;
 using cuda::Segments;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using torch::stable::accelerator::DeviceGuard;
-using MaybeTensor = std::optional<Tensor>;
 
 // -- what comes in ------------------------------------------------------------
-
-Dtype dtype_of(const Tensor& t, const char* name) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return Dtype::f32;
-    case ScalarType::Double:
-      return Dtype::f64;
-    case ScalarType::BFloat16:
-      return Dtype::bf16;
-    case ScalarType::Half:
-      return Dtype::f16;
-    default:
-      STD_TORCH_CHECK(false, name, " must be of a real floating dtype");
-  }
-  return Dtype::f32;
-}
-
-ScalarType accumulation(Dtype t) {
-  return t == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
-}
-
-void expect_pair(Dtype message, Dtype state) {
-  const bool mixed = state == Dtype::f32 && size_of(message) == 2;
-  STD_TORCH_CHECK(state == message || mixed,
-                  "what is gathered and the state must have the same dtype");
-}
-
-const void* read(const MaybeTensor& t) {
-  return t ? t->const_data_ptr() : nullptr;
-}
-void* write(const MaybeTensor& t) {
-  return t ? t->mutable_data_ptr() : nullptr;
-}
 
 // The device of a call, its stream, and scratch memory. What is freed when
 // the call returns is given again only to later work on the same stream.
@@ -88,10 +49,7 @@ struct Call {
 
   void expect(const Tensor& t, const char* name, ScalarType type,
               int64_t size) const {
-    STD_TORCH_CHECK(t.scalar_type() == type, name, " has a wrong dtype");
-    STD_TORCH_CHECK(t.numel() == size, name, " must have ", size,
-                    " elements, got ", t.numel());
-    STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
+    torch_picard::expect(t, name, type, size);
     STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == place.device, name,
                     " is on another device");
   }
@@ -109,11 +67,8 @@ struct Csr {
 
   Csr(const Call& call, const Tensor& offsets, const Tensor& indices) {
     const ScalarType type = offsets.scalar_type();
-    wide = type == ScalarType::Long;
-    STD_TORCH_CHECK(wide || type == ScalarType::Int,
-                    "rowptr must be int32 or int64");
-    STD_TORCH_CHECK(offsets.dim() == 1 && offsets.numel() > 0,
-                    "rowptr must have shape [N+1]");
+    wide = is_wide(offsets, "rowptr");
+    expect_offsets(offsets);
     rows = offsets.numel() - 1;
     entries = indices.numel();
     call.expect(offsets, "rowptr", type, rows + 1);
@@ -129,9 +84,6 @@ void expect_sizes(int64_t sources, int64_t entries, int64_t channels) {
                   "a graph must have fewer than 2^32 - 1 nodes and edges");
   STD_TORCH_CHECK(channels < (int64_t(1) << 28),
                   "there must be fewer than 2^28 columns");
-}
-void expect_numbered(int64_t entries) {
-  STD_TORCH_CHECK(entries <= INT32_MAX, "max needs fewer than 2^31 entries");
 }
 
 Segments segments_of(const Call& call, const MaybeTensor& ptr,
