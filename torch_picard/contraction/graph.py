@@ -145,12 +145,10 @@ class Graph:
             # existing self-loops are treated in another way
             target, source, value = self._gcn_adjacency(improved, loops, flow)
         else:
-            weight = self._weight
-            if weight is None:
-                weight = torch.ones_like(self._edges[0], dtype=torch.float64)
+            # without weights, "improved" self-loops weigh 1, too
             (source, target), value = gcn_norm(
-                self._edges, weight, self.num_nodes, improved, loops, flow,
-                dtype=torch.float64,
+                self._edges, self._weight, self.num_nodes, improved, loops,
+                flow, dtype=torch.float64,
             )  # fmt: skip
             if flow == "target_to_source":
                 source, target = target, source
@@ -173,13 +171,13 @@ class Graph:
         """Row sums before normalisation: of an undirected graph their root
         is the leading eigenvector."""
         edges, weight = self._edges, self._weight
-        if weight is None:
-            weight = torch.ones_like(edges[0], dtype=torch.float64)
         if loops:
             fill = 2.0 if improved else 1.0
             # gcn_norm adds to the diagonal of a sparse tensor
             add = add_self_loops if self._stored else add_remaining_self_loops
             edges, weight = add(edges, weight, fill, self.num_nodes)
+        if weight is None:
+            weight = torch.ones_like(edges[0], dtype=torch.float64)
         target = edges[0 if flow == "target_to_source" else 1]
         degree = _sums(target, weight.abs(), self.num_nodes)
         return degree.clamp_min(1e-30)
