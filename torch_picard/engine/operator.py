@@ -98,11 +98,11 @@ class Evaluator:
         loop = getattr(self.operator, "steps", None)
         if loop is None or not self._fused or isinstance(alpha, Tensor):
             return None
-        if alpha is None or self.checkpointed or self._autocast is not None:
+        if alpha is None or self.checkpointed or not fused.takes(x):
             return None
-        if not fused.takes(x):
-            return None
-        done = loop(x[0], alpha, self.space.ptr[0], count)
+        with ExitStack() as stack:
+            self._enter(stack)
+            done = loop(x[0], alpha, self.space.ptr[0], count)
         if done is None:
             return None
         self.count += count
