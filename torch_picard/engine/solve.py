@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from . import observers
 from .gradients import Gradient, Implicit, OneStep, Phantom, Unrolled
@@ -112,6 +113,10 @@ def fixed_point(
     if isinstance(gradient, Unrolled) or not torch.is_grad_enabled():
         value, solution = run(start)
     else:
+        if parametrize._cache_enabled:
+            # parametrize.cached() keeps what it is first asked for: weights
+            # with their gradient, not those of the solve without one
+            evaluate(start)
         with torch.no_grad():
             value, solution = run(detach(start))
         value = _differentiable(
