@@ -31,8 +31,8 @@ class L2Attention(nn.Module):
         bias: whether to add b.
 
     Shapes:
-        - **input:** [*, n, embed_dim]
-        - **output:** [*, n, embed_dim]
+        - **input:** ``[*, n, embed_dim]``
+        - **output:** ``[*, n, embed_dim]``
 
     Raises:
         ValueError: a size is not positive, or ``embed_dim`` is not divisible
@@ -97,8 +97,8 @@ class L2TransformerLayer(nn.Sequential):
         weight: of the branches in the residual sums, see :class:`Residual`.
 
     Shapes:
-        - **input:** [*, n, embed_dim]
-        - **output:** [*, n, embed_dim]
+        - **input:** ``[*, n, embed_dim]``
+        - **output:** ``[*, n, embed_dim]``
     """
 
     def __init__(

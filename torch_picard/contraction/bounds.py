@@ -59,7 +59,7 @@ class Context:
 
     Attributes:
         norm: ``"l2"``, ``"l1"`` or ``"linf"``.
-        reach: R with |x_i|_2 <= R for every row of the input; infinite if
+        reach: R with ``|x_i|_2 <= R`` for every row of the input; infinite if
             nothing is known.
         anywhere: whether ``reach`` holds for all inputs.
         width: the number of features of the input, if known.
@@ -324,12 +324,6 @@ def register_bound(kind: Any) -> Callable:
 
     Args:
         kind: the type of the module, or a function such as ``torch.relu``.
-
-    .. code-block:: python
-
-        @register_bound(MyLayer)
-        def rule(layer, context):
-            return 2 * context.bound(layer.lin).constant
     """
 
     def register(rule: Callable[[Any, Context], Any]) -> Callable:
