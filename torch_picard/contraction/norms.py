@@ -78,7 +78,7 @@ def gram_bound(
     unit = unit.clamp_min(info.tiny)
     g = g / unit
     # |G_k|_F^(1/2^k) in logarithms, each G_k divided by its own norm
-    log_bound = unit.double().log()
+    log_bound = torch.zeros((), dtype=torch.float64, device=g.device)
     for k in range(iterations + 1):
         size = torch.linalg.vector_norm(g, dim=(-2, -1), keepdim=True)
         size = size.clamp_min(info.tiny)
@@ -87,9 +87,10 @@ def gram_bound(
             g = g / size
             g = g.mH @ g
     # A product A'A is off by n*eps/2*|A|_F^2 at most, and |A'A|_F is at
-    # least |A|_F^2 / sqrt(n); the roots halve it from step to step.
-    up = 1 + 2 * large**1.5 * info.eps
-    return log_bound.exp().max() * up
+    # least |A|_F^2 / sqrt(n); the roots halve it from step to step. The
+    # logarithms are of moderate numbers.
+    up = 1 + 2 * large**1.5 * info.eps + 32 * torch.finfo(torch.float64).eps
+    return (log_bound.exp() * unit.double()).max() * up
 
 
 def _multiplies_well(matrix: Tensor) -> bool:
