@@ -1,11 +1,14 @@
 """The CUDA kernels against the formulas in float64 on the CPU."""
 
+import copy
 import itertools
 
 import pytest
 import torch
+from torch_geometric.nn import GCNConv
 
-from torch_picard.ops import propagation, reference, updating
+from torch_picard import PicardConv
+from torch_picard.ops import capture, propagation, reference, updating
 from torch_picard.ops.library import MISSING
 from torch_picard.ops.smoothed import smoothed_propagate, smoothed_update
 
@@ -413,3 +416,28 @@ def test_a_wrong_ptr_is_found():
     beyond = torch.tensor([-(10**9), 7, 10**9], device=DEVICE)
     updating.update(given["x"], given["x"], 0.5, beyond, None)
     assert torch.zeros(1, device=DEVICE).item() == 0
+
+
+@pytest.mark.parametrize("inject", [False, True])
+def test_the_recorded_loop_equals_the_one_on_the_cpu(inject):
+    """Calls: as it is, recorded, replayed with other features and weights."""
+    torch.manual_seed(0)
+    edges = torch.randint(0, 50, (2, 200))
+    block = PicardConv(
+        GCNConv(16, 16), max_iter=6, rtol=0.0, atol=0.0, inject=inject,
+        activation="tanh",
+    )  # fmt: skip
+    device = copy.deepcopy(block).to(DEVICE)
+    there = edges.to(DEVICE)
+    with torch.no_grad():
+        for _ in range(4):
+            x = torch.randn(50, 16)
+            found, end = device(x.to(DEVICE), there, return_solution=True)
+            wanted, own = block(x, edges, return_solution=True)
+            torch.testing.assert_close(found.cpu(), wanted)
+            torch.testing.assert_close(
+                end.residual_history.cpu(), own.residual_history
+            )
+            for conv in (block.conv, device.conv):
+                conv.bias += 0.1
+    assert any(len(loops) for loops in capture._LOOPS.values())

@@ -39,7 +39,7 @@ from torch_geometric.nn.aggr import (
 from torch_geometric.nn.dense.linear import Linear as PyGLinear
 from torch_geometric.utils import add_self_loops, is_torch_sparse_tensor
 
-from ..ops import loop, scatter
+from ..ops import capture, loop, scatter
 from ..ops.arguments import ACTIVATIONS, REDUCTIONS, is_transformed
 from ..ops.backends import choose
 from ..ops.csr import compress
@@ -389,7 +389,12 @@ class Step:
         """So many updates at once, or None; see :func:`loop.steps`."""
         form = self.form
         more = form.pre is not None or form.root is not None
-        if more or form.hops > 1 or form.restart or not self._whole(x, alpha):
+        if more or form.hops > 1 or form.restart:
+            return None
+        inputs = (alpha, self.value, form.weight, form.bias, self.f)
+        if capture.applies(x, *inputs):
+            return self._recorded(x, alpha, ptr, count)
+        if not loop.runs_whole(x, *inputs):
             return None
         return loop.steps(
             self.rowptr, self.col, self.value, form.weight, x, alpha,
@@ -397,11 +402,33 @@ class Step:
             _low(x), self.work,
         )  # fmt: skip
 
-    def _whole(self, x: Tensor, alpha: float | Tensor = 0.0) -> bool:
+    def _recorded(self, x, alpha, ptr, count):
+        """The same on CUDA, where the launches are recorded."""
+        form, low = self.form, _low(x)
+
+        def run(x, inject):
+            work, stats = Workspace(), []
+            for _ in range(count):
+                x, squares = linear_propagate(
+                    self.rowptr, self.col, self.value, x, form.weight, x,
+                    alpha, form.bias, inject, self.activation, self.reduce,
+                    ptr, None, low, work,
+                )  # fmt: skip
+                stats.append(squares)
+            return x, torch.stack(stats)
+
+        options = (alpha, count, low, self.activation, self.reduce)
+        kept = (
+            self.rowptr, self.col, self.value, form.weight, form.bias, ptr
+        )  # fmt: skip
+        with torch.no_grad():
+            return capture.steps(
+                run, self.rowptr, options, kept, x.contiguous(), self.f
+            )
+
+    def _whole(self, x: Tensor) -> bool:
         form = self.form
-        return loop.runs_whole(
-            x, alpha, self.value, form.weight, form.bias, self.f
-        )
+        return loop.runs_whole(x, self.value, form.weight, form.bias, self.f)
 
     def _hops(self, h: Tensor, again: Tensor | None, count: int) -> Tensor:
         """Propagations before the one that is smoothed."""
