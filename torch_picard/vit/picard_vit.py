@@ -1,0 +1,278 @@
+"""Algorithm 2: a transformer, iterated to a fixed point."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..engine import Picard, Solution, Status, Unrolled, fixed_point
+from ..engine.gradients import Gradient
+from ..engine.methods import Method
+from ..engine.methods.base import check_alpha, check_count
+from ..engine.solve import check_on_failure, check_tolerances
+from .split import split
+
+
+class PicardViT(nn.Module):
+    r"""A vision transformer whose transformer is iterated.
+
+    .. math::
+
+       y_{k+1} = \alpha y_k + (1-\alpha) (T(y_k) + f), \qquad y_0 = f
+
+    With ``state="tokens"``, f is the embedded image, T the transformer, and
+    the readout sees the last state. With ``state="image"`` the state is the
+    image itself: T is the whole model (which must return an image of its
+    input's shape), f the input. Each sample is a problem of its own, with its
+    own stopping. Dropout masks are drawn once for a solve.
+
+    Args:
+        model: a vision transformer that :func:`split` knows, or a tuple
+            (embed, operator, readout).
+        max_iter: evaluations of the transformer allowed.
+        alpha: weight of the *old* state, in [0, 1), or a Tensor. Belongs to
+            ``method=None``.
+        inject: whether f is added in every iteration. Without it the
+            iteration starts at f and forgets it where T contracts.
+        state: ``"tokens"`` or ``"image"``.
+        rtol, atol: tolerances; both 0: exactly ``max_iter`` iterations.
+        gradient: how to differentiate. (default: :class:`Unrolled`)
+        on_failure: ``"warn"``, ``"raise"`` or ``"ignore"``.
+        method: another method of :func:`fixed_point`.
+        residual: ``"keep"``: T as it is. ``"strip"``: T(y) - y, for
+            transformers whose every block adds to its input.
+
+    A sample whose state keeps growing has a *relative* residual that falls,
+    and would pass. Where the state has more than doubled and the observed
+    rate says that at least as much again is to come, its status is DIVERGED.
+
+    Raises:
+        ValueError: an option is out of range, or the operator changes the
+            number of tokens.
+        TypeError: an option is of the wrong type.
+
+    Source: Zappala et al. 2023, Algorithm 2; Table 3 for ``"image"``.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        max_iter: int = 3,
+        alpha: float | Tensor | None = None,
+        inject: bool = True,
+        state: str = "tokens",
+        *,
+        rtol: float = 1e-5,
+        atol: float = 0.0,
+        gradient: Gradient | None = None,
+        on_failure: str = "warn",
+        method: Method | None = None,
+        residual: str = "keep",
+    ):
+        super().__init__()
+        if state not in ("tokens", "image"):
+            raise ValueError(
+                f"state must be 'tokens' or 'image', got {state!r}"
+            )
+        if residual not in ("keep", "strip"):
+            raise ValueError(
+                f"residual must be 'keep' or 'strip', got {residual!r}"
+            )
+        if not isinstance(inject, bool):
+            raise TypeError(f"inject must be True or False, got {inject!r}")
+        if gradient is not None and not isinstance(gradient, Gradient):
+            raise TypeError(
+                "gradient must be an instance such as Implicit(), got "
+                f"{gradient!r}"
+            )
+        if method is not None and not isinstance(method, Method):
+            raise TypeError(
+                f"method must be an instance such as Anderson(), got "
+                f"{method!r}"
+            )
+        if method is not None and alpha is not None:
+            raise ValueError(
+                f"alpha={alpha} belongs to method=None; give it to the "
+                f"method instead, as in {type(method).__name__}(alpha=...)"
+            )
+        if method is None:
+            alpha = 0.5 if alpha is None else alpha
+            check_alpha(alpha)
+        check_count("max_iter", max_iter)
+        check_tolerances(rtol, atol)
+        check_on_failure(on_failure)
+        self.parts = split(model)
+        # the parameters; parts that are modules show up once
+        self.model = model if isinstance(model, nn.Module) else None
+        if self.model is None:
+            self.owners = nn.ModuleList(
+                part for part in self.parts if isinstance(part, nn.Module)
+            )
+        if isinstance(alpha, nn.Parameter) or not isinstance(alpha, Tensor):
+            self.alpha = alpha
+        else:
+            self.register_buffer("alpha", alpha)
+        self.max_iter, self.inject, self.state = max_iter, inject, state
+        self.rtol, self.atol = rtol, atol
+        self.gradient, self.on_failure = gradient, on_failure
+        self.method, self.residual = method, residual
+
+    solves_fixed_point = True
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        max_iter: int | None = None,
+        return_solution: bool = False,
+    ) -> Any:
+        """The readout of the last state; with ``return_solution`` also the
+        :class:`Solution`, whose value is the state.
+
+        Args:
+            x: the model's input, [B, ...].
+            max_iter: instead of the one of the module.
+        """
+        if max_iter is not None:
+            check_count("max_iter", max_iter)
+        f = self._start(x)
+        watched = self.rtol > 0 or self.atol > 0
+        operator, norms = self._operator(f), Norms()
+        solution = fixed_point(
+            norms.of(operator) if watched else operator,
+            f,
+            method=self._method(),
+            max_iter=self.max_iter if max_iter is None else max_iter,
+            rtol=self.rtol,
+            atol=self.atol,
+            segments="leading",
+            gradient=self.gradient or Unrolled(),
+            on_failure="ignore",
+        )
+        if watched:
+            _guard(solution, norms)
+            solution.report(self.on_failure, stacklevel=2)
+        out = self._read(solution.value)
+        return (out, solution) if return_solution else out
+
+    def states(self, x: Tensor, *, max_iter: int | None = None) -> list[Any]:
+        """The readouts of all iterates y_1, y_2, ..., for a loss on each of
+        them: so many as ``max_iter``, by plain smoothed iteration.
+
+        Raises:
+            ValueError: the module has another method than Picard.
+        """
+        if self.method is not None:
+            raise ValueError(
+                "states are those of plain iteration, but method is "
+                f"{self.method}"
+            )
+        count = self.max_iter if max_iter is None else max_iter
+        check_count("max_iter", count)
+        f = self._start(x)
+        iterates: list[Tensor] = []
+        last = fixed_point(
+            self._operator(f),
+            f,
+            method=self._method(),
+            max_iter=count,
+            rtol=0.0,
+            atol=0.0,
+            segments="leading",
+            callback=lambda k, y, residual: iterates.append(y),
+        ).value
+        return [self._read(y) for y in (*iterates[1:], last)]
+
+    def _start(self, x: Tensor) -> Tensor:
+        return x if self.state == "image" else self.parts.embed(x)
+
+    def _read(self, y: Tensor) -> Any:
+        return y if self.state == "image" else self.parts.readout(y)
+
+    def _whole(self, y: Tensor) -> Any:
+        embed, operator, readout = self.parts
+        return readout(operator(embed(y)))
+
+    def _method(self) -> Method:
+        if self.method is not None:
+            return self.method
+        assert self.alpha is not None
+        return Picard(alpha=self.alpha)
+
+    def _operator(self, f: Tensor) -> Any:
+        apply = self.parts.operator
+        if self.state == "image":
+            apply = self._whole
+
+        def operator(y: Tensor) -> Tensor:
+            z = apply(y)
+            _check_shape(z, y, self.state)
+            if self.residual == "strip":
+                z = z - y
+            return z + f if self.inject else z
+
+        return operator
+
+    def extra_repr(self) -> str:
+        how = f"method={self.method}"
+        if self.method is None:
+            how = f"alpha={self.alpha}"
+        return f"max_iter={self.max_iter}, {how}, state={self.state!r}"
+
+
+def _check_shape(z: Any, y: Tensor, state: str) -> None:
+    if isinstance(z, Tensor) and z.shape == y.shape:
+        return
+    shape = list(z.shape) if isinstance(z, Tensor) else type(z).__name__
+    if state == "image":
+        raise ValueError(
+            f"state='image' needs a model that maps images {list(y.shape)} to "
+            f"images, but it returns {shape}"
+        )
+    raise ValueError(
+        f"operator must keep the shape of its tokens {list(y.shape)}, but it "
+        f"returns {shape}: a model that merges or drops tokens inside "
+        "(hierarchical, with patch dropout) cannot be iterated"
+    )
+
+
+class Norms:
+    """|y| of every sample at every evaluation, [K, B]."""
+
+    def __init__(self) -> None:
+        self._seen: list[Tensor] = []
+
+    def of(self, operator: Any) -> Any:
+        def watched(y: Tensor) -> Tensor:
+            with torch.no_grad():
+                rows = y.detach().flatten(1)
+                self._seen.append(torch.linalg.vector_norm(rows, dim=1))
+            return operator(y)
+
+        return watched
+
+    def growing(self, run: int = 8) -> Tensor:
+        """[B]: more than doubled, and rising without a break up to where it
+        is largest."""
+        norms = torch.stack(self._seen)
+        peak = norms.argmax(0)
+        rising = norms.diff(dim=0) > 0
+        index = torch.arange(len(rising), device=norms.device)[:, None]
+        before = (index < peak) & (index >= peak - run)
+        return (norms.amax(0) > 2 * norms[0]) & (rising | ~before).all(0)
+
+
+def _guard(solution: Solution, norms: Norms) -> None:
+    """Samples that passed because they grew have diverged: what is still to
+    come, by the observed rate, is as large as what is there. So have those
+    that grew and whose residual does not fall."""
+    size = torch.linalg.vector_norm(solution.value.detach().flatten(1), dim=1)
+    more = ~(solution.error_bound.to(size) < size)
+    history = solution.residual_history
+    level = ~(history[-1] < 0.5 * history[0])
+    status = solution.status
+    ended = (status == int(Status.CONVERGED)) & more
+    ended |= (status == int(Status.STAGNATED)) & level
+    status[ended & norms.growing()] = int(Status.DIVERGED)
