@@ -4,10 +4,17 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torch_picard import Anderson, Broyden, Picard, Status, fixed_point
+from torch_picard import (
+    Anderson,
+    Broyden,
+    NewtonKrylov,
+    Picard,
+    Status,
+    fixed_point,
+)
 
 QUIET = {"on_failure": "ignore", "max_iter": 200}
 
@@ -91,6 +98,75 @@ def test_no_leap_on_a_drift(
     options["max_iter"] = s.evaluations
     fixed_point(operator, x0, method=Picard(0.0), **options)
     assert farthest <= 10 * max(seen)
+
+
+@settings(max_examples=20)
+@given(
+    seed=st.integers(0, 1000),
+    size=st.sampled_from([1, 2, 20]),
+    variation=st.sampled_from([1e-10, 1e-6, 1e-3, 0.1, 0.5, 0.9]),
+    wavelength=st.floats(0.1, 10.0),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+)
+@pytest.mark.parametrize(
+    ("accelerator", "farthest"),
+    [
+        (Anderson(), 1e3),
+        (Anderson(alpha=0.5), 1e3),
+        (Broyden(), 1e3),
+        (NewtonKrylov(), 1e5),
+    ],
+    ids=repr,
+)
+def test_a_drift_that_varies_does_not_lead_away(
+    accelerator, farthest, seed, size, variation, wavelength, dtype
+):
+    """x + c(1 + a sin x), |a| < 1, has no fixed point, but secants that
+    foresee one at a distance of |c|/a. Nobody may believe that they got
+    there, nor go there: the value is at most 100 times as far as the first
+    trust region, not 10^15 plain steps."""
+    rng = torch.Generator().manual_seed(seed)
+    c = 0.3 * torch.randn(size, generator=rng).exp().to(dtype)
+    x0, phase = torch.randn(2, size, generator=rng).to(dtype)
+
+    def operator(x):
+        return x + c * (1 + variation * torch.sin(x / wavelength + phase))
+
+    options = {**QUIET, "max_iter": 60}
+    s = fixed_point(operator, x0, method=accelerator, **options)
+    assert not s.converged.any()
+    path = s.residual_history.sum().item()
+    assert (s.value - x0).norm().item() <= farthest * path
+
+
+@given(rate=st.floats(0.5, 0.9999), size=st.sampled_from([1, 3]))
+@pytest.mark.parametrize(
+    "accelerator", [Anderson(), Broyden(), NewtonKrylov()], ids=repr
+)
+def test_a_leap_that_leads_somewhere_is_made(accelerator, rate, size):
+    """The fixed point of rate*x + 1 is 1/(1 - rate) plain steps away."""
+    s = fixed_point(
+        lambda x: rate * x + 1,
+        zeros(size),
+        method=accelerator,
+        rtol=1e-8,
+        max_iter=12,
+    )
+    assert s.converged.all()
+    torch.testing.assert_close(s.value, zeros(size) + 1 / (1 - rate))
+
+
+def test_a_residual_beside_an_overflow_is_not_the_best():
+    """At 1e30 the drift measures 0, and the norm of x is infinite."""
+    x0 = torch.zeros(3)
+
+    def operator(x):
+        return torch.where(x == 0, 1e30, x + 1)
+
+    s = fixed_point(operator, x0, method=Picard(0.0), **QUIET)
+    assert s.status.item() == Status.NONFINITE
+    assert torch.equal(s.value, x0)
+    assert s.iterations.item() == 0
 
 
 @pytest.mark.parametrize("period", range(2, 7))

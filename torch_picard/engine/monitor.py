@@ -182,8 +182,9 @@ class Monitor:
         )
         self._largest = np.fmax(self._largest, np.where(finite, r, 0.0))
         blind = finite & self._beyond_rounding(norm)
-        if blind.any():
-            self._blind.append((k, blind))
+        if blind.any() or not finite.all():
+            # a residual of 0 beside an overflowed P(x) says nothing, either
+            self._blind.append((k, blind | ~finite))
         self._keep_best(here.x, active & finite & ~blind & (r < self._best))
         # Written so that NaN passes nowhere.
         passed = finite & ~blind & (r <= here.target)

@@ -10,7 +10,7 @@ from ..operator import Evaluator
 from ..point import Point
 from ..space import Leaves
 from .base import check_alpha, check_count, check_positive
-from .safeguard import retreat
+from .safeguard import retreat, within_reach
 from .secants import Carry, SecantMethod, dots, extend, solve
 
 
@@ -79,8 +79,8 @@ class Anderson(SecantMethod):
                 usable,
                 self.regularization or 10 * torch.finfo(space.dtype).eps,
             ).to(space.dtype)
-            now = now._replace(accelerated=usable.any(1))
             for j, (dx, df) in enumerate(zip(secants.dx, secants.df)):
                 x_next = space.axpy(-gamma[:, j], dx, x_next)
                 x_next = space.axpy(-h * gamma[:, j], df, x_next)
+            x_next, now = within_reach(space, x_next, usable.any(1), now, h)
         return space.lower(x_next), Carry(now, secants, (gram,))

@@ -10,7 +10,7 @@ from ..operator import Evaluator
 from ..point import Point
 from ..space import Leaves
 from .base import check_alpha, check_count, check_positive
-from .safeguard import retreat
+from .safeguard import retreat, within_reach
 from .secants import Carry, SecantMethod, dots, extend, solve
 
 
@@ -74,8 +74,8 @@ class Broyden(SecantMethod):
                 usable,
                 0.0,
             ).to(space.dtype)
-            now = now._replace(accelerated=usable.any(1))
             for j in range(secants.stored):
                 x_next = space.axpy(c[:, j], s[j], x_next)
                 x_next = space.axpy(h * c[:, j], df[j], x_next)
+            x_next, now = within_reach(space, x_next, usable.any(1), now, h)
         return space.lower(x_next), Carry(now, secants, (ss, sf))

@@ -13,7 +13,11 @@ from ..operator import Evaluator
 from ..point import Point
 from ..space import Leaves, Space, sub
 from .base import Method, check_alpha, check_count, check_positive
-from .safeguard import Guard, guard, retreat
+from .safeguard import Guard, guard, retreat, within_reach
+
+#: As in the safeguard, but a derivative is known better than secants are, and
+#: an equation that is linear should be solved in one step.
+_REACH = 1000.0
 
 
 class _Last(NamedTuple):
@@ -97,7 +101,7 @@ class NewtonKrylov(Method):
             )
 
         return _Carry(
-            guard(space),
+            guard(space, reach=_REACH),
             None,
             full(self.forcing),
             full(torch.inf),
@@ -111,7 +115,7 @@ class NewtonKrylov(Method):
     def step(
         self, evaluate: Evaluator, here: Point, carry: _Carry, left: int
     ) -> tuple[Leaves, _Carry]:
-        space = here.space
+        space, h = here.space, 1 - self.alpha
         if carry.last is not None:
             carry = self._learn(here.residual, carry, space)
         x, f, _, plain, now = retreat(here, carry.guard, self.growth)
@@ -119,7 +123,7 @@ class NewtonKrylov(Method):
         before = space.norm(f).double()
         enough = torch.as_tensor(here.target, device=space.device)
         plain = plain | (before <= enough)  # ended: nothing to be solved
-        step = tuple((1 - self.alpha) * t for t in f)
+        step = tuple(h * t for t in f)
         cost, foreseen = torch.ones_like(before), before
         # one evaluation is kept to measure the result
         if left >= 2 and not bool(plain.all()):
@@ -133,12 +137,11 @@ class NewtonKrylov(Method):
             cost = cost + work
         else:
             plain = torch.ones_like(plain)
-        carry = carry._replace(
-            guard=now._replace(accelerated=~plain),
-            last=_Last(step, before, foreseen, cost),
-        )
         x_next = tuple(a + b for a, b in zip(x, step))
-        return space.lower(x_next), carry
+        x_next, now = within_reach(space, x_next, ~plain, now, h)
+        foreseen = torch.lerp(before, foreseen, now.share.double())
+        last = _Last(sub(x_next, x), before, foreseen, cost)
+        return space.lower(x_next), carry._replace(guard=now, last=last)
 
     def _solve(
         self,

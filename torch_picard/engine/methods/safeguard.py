@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from ..point import Point
-from ..space import Leaves, Space
+from ..space import Leaves, Space, sub
 
 #: Accelerated steps without a new best residual before a retreat.
 _STALE = 20
+#: How far secants are trusted at first, in lengths of all plain steps.
+_REACH = 10.0
 
 
 class Guard(NamedTuple):
@@ -28,13 +30,30 @@ class Guard(NamedTuple):
     stale: Tensor  # [S], evaluations since the residual was best
     wait: Tensor  # [S], plain steps still to make
     penalty: Tensor  # [S], plain steps after the next retreat
+    first: Tensor  # [S], residual of the first evaluation
+    path: Tensor  # [S], sum of the residuals: the length of all plain steps
+    reach: Tensor  # [S], how far secants are trusted, in lengths of the path
+    share: Tensor  # [S], of the last step that was made; 1 if it was not cut
 
 
-def guard(space: Space) -> Guard:
+def guard(space: Space, reach: float = _REACH) -> Guard:
     """Before the first evaluation."""
     zero = torch.zeros(space.size, dtype=torch.long, device=space.device)
     residual = torch.full_like(zero, torch.inf, dtype=space.dtype)
-    return Guard((), (), residual, zero > 0, zero, zero, zero + 1)
+    one = torch.ones_like(residual)
+    return Guard(
+        x=(),
+        f=(),
+        residual=residual,
+        accelerated=zero > 0,
+        stale=zero,
+        wait=zero,
+        penalty=zero + 1,
+        first=residual,
+        path=torch.zeros_like(residual),
+        reach=reach * one,
+        share=one,
+    )
 
 
 def retreat(
@@ -77,16 +96,66 @@ def retreat(
         f = space.where(lost, tuple(torch.zeros_like(t) for t in f), f)
     zero = torch.zeros_like(last.wait)
     wait = torch.where(rejected, last.penalty, (last.wait - 1).clamp(min=0))
+    finite = torch.isfinite(r)
     now = Guard(
-        best_x,
-        best_f,
-        torch.where(renew, r, last.residual),
-        last.accelerated,
-        torch.where(renew | rejected, zero, last.stale + 1),
-        wait,
-        _penalty(last.penalty, rejected, last.accelerated & renew),
+        x=best_x,
+        f=best_f,
+        residual=torch.where(renew, r, last.residual),
+        accelerated=last.accelerated,
+        stale=torch.where(renew | rejected, zero, last.stale + 1),
+        wait=wait,
+        penalty=_penalty(last.penalty, rejected, last.accelerated & renew),
+        first=torch.where(torch.isinf(last.first) & finite, r, last.first),
+        path=last.path + torch.where(finite, r, torch.zeros_like(r)),
+        reach=_reach(r, last),
+        share=torch.ones_like(last.share),
     )
     return x, f, rejected, wait > 0, now
+
+
+def within_reach(
+    space: Space, x: Leaves, accelerated: Tensor, now: Guard, h: float
+) -> tuple[Leaves, Guard]:
+    """``x``, where a step that accelerates leads; or a point on the way there
+    on the segments where that is too far from the point to retreat to.
+
+    The secants of x -> .9999x + 1 call for a leap of 10^4 plain steps, to its
+    fixed point; those of a drift x + c(x) for one of |c|^2/|dc|, to nowhere.
+    So there is a trust region: its radius is in proportion to the length of
+    all plain steps seen and to the reduction of the residual, and opens up
+    while shortened steps keep what they promise, which those of a drift do
+    not once they are longer than c takes to vary.
+
+    Steps are cut by powers of 2: where the iterate has a derivative the cut
+    is constant, and the gradient need not know of it. One whose length is
+    not finite is replaced by the plain step h*f.
+    """
+    gained = (now.first / now.residual).clamp(min=1.0)
+    radius = now.reach * gained * now.path
+    share = radius / space.norm(sub(x, now.x))
+    lost = accelerated & ~(share > 0)
+    if not _sure(~lost.any()):
+        plain = tuple(torch.add(a, b, alpha=h) for a, b in zip(now.x, now.f))
+        x = space.where(lost, plain, x)
+        accelerated = accelerated & ~lost
+    cut = accelerated & (share < 1)
+    one = torch.ones_like(share)
+    share = torch.where(cut, torch.exp2(share.log2().floor()), one)
+    if not _sure(~cut.any()):
+        shorter = space.axpy(share, sub(x, now.x), now.x)
+        x = space.where(cut, shorter, x)
+    return x, now._replace(accelerated=accelerated, share=share)
+
+
+def _reach(residual: Tensor, last: Guard) -> Tensor:
+    """Four times as far after a shortened step that reduced the residual by
+    half of its share or more, back to the start after one that did not; a
+    share so small that rounding hides its effect has shown nothing."""
+    cut = last.share < 1
+    kept = residual <= (1 - last.share / 2) * last.residual
+    kept = kept & (last.share > 1000 * torch.finfo(residual.dtype).eps)
+    reach = torch.where(cut, torch.full_like(last.reach, _REACH), last.reach)
+    return torch.where(cut & kept, 4 * last.reach, reach)
 
 
 def _penalty(penalty: Tensor, rejected: Tensor, earned: Tensor) -> Tensor:
