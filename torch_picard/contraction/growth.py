@@ -118,8 +118,12 @@ def _each(values: tuple, combine: Any) -> Any:
 def _root_of_squares(values: Any) -> Any:
     if len(values) == 1:
         return values[0]
-    total = sum(v * v for v in values)
-    return total.sqrt() if isinstance(total, Tensor) else math.sqrt(total)
+    if not any(isinstance(v, Tensor) for v in values):
+        return math.hypot(*values)
+    # unlike that of a root, its derivative at zero is finite
+    like = next(v for v in values if isinstance(v, Tensor))
+    parts = [torch.as_tensor(v, device=like.device) for v in values]
+    return torch.linalg.vector_norm(torch.stack([p.double() for p in parts]))
 
 
 def _maximum(values: Any) -> Any:
