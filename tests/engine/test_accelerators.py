@@ -1,6 +1,7 @@
 """Accelerators never lose, and report what they saw."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -167,6 +168,46 @@ def test_beta_is_a_lower_bound(contraction, seed):
     inverse = torch.linalg.inv(torch.eye(8).double() - jacobian)
     norm = torch.linalg.matrix_norm(inverse, 2).item()
     assert info["beta"].item() <= norm * (1 + 1e-6)
+
+
+def test_newton_asks_for_no_gradient_of_its_own():
+    """Nothing here can be learned: the value hangs on no graph."""
+    x0 = torch.zeros(3, dtype=torch.float64)
+    s = fixed_point(torch.cos, x0, method=NewtonKrylov(), **OPTIONS)
+    assert s.converged.all() and not s.value.requires_grad
+
+
+def test_newton_in_threads():
+    """Forward mode is one for all of them."""
+    x0 = torch.zeros(3, dtype=torch.float64)
+
+    def solve(b):
+        s = fixed_point(
+            lambda x: torch.cos(x) + b, x0, method=NewtonKrylov(), **OPTIONS
+        )
+        return s.converged.all().item()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(solve, torch.linspace(0, 1, 40).double()))
+
+
+def test_newton_within_newton():
+    """Forward mode does not nest; two reverse passes take its place."""
+    x0 = torch.zeros(3, dtype=torch.float64)
+
+    def outer(x):
+        inner = fixed_point(
+            lambda y: 0.3 * torch.sin(y + x),
+            x0,
+            method=NewtonKrylov(),
+            rtol=1e-12,
+        )
+        return 0.5 * torch.cos(inner.value + x)
+
+    s = fixed_point(outer, x0, method=NewtonKrylov(), **OPTIONS)
+    assert s.converged.all()
+    plain = fixed_point(outer, x0, **OPTIONS)
+    torch.testing.assert_close(s.value, plain.value)
 
 
 def test_newton_without_a_forward_derivative():

@@ -115,6 +115,7 @@ WRONG = {
         "x0.*empty",
     ),
     "x0 sparse": (solve(X0.to_sparse()), ValueError, "x0.*sparse"),
+    "x0 without values": (solve(X0.to("meta")), ValueError, "x0.*meta"),
     # options of the solve
     "unknown option": (solve(tolerance=1.0), TypeError, "tolerance"),
     "options by position": (
@@ -219,9 +220,49 @@ WRONG = {
         ValueError,
         "alpha",
     ),
+    "alpha complex": (
+        lambda: Picard(torch.tensor(0.5j)),
+        ValueError,
+        "alpha.*complex64",
+    ),
+    "alpha integers": (
+        lambda: Picard(torch.tensor([0, 0, 0])),
+        ValueError,
+        "alpha.*int64",
+    ),
+    "alpha empty": (
+        lambda: Picard(torch.tensor([])),
+        ValueError,
+        r"alpha.*\[0\]",
+    ),
+    "alpha does not fit the state": (
+        solve(method=Picard(torch.full((5,), 0.5))),
+        ValueError,
+        r"alpha.*\[5\].*\[4, 3\]",
+    ),
+    "alpha would widen the state": (
+        solve(method=Picard(torch.full((2, 4, 3), 0.5))),
+        ValueError,
+        r"alpha.*\[2, 4, 3\]",
+    ),
     "window 0": (lambda: Anderson(window=0), ValueError, "window.*0"),
     "window float": (lambda: Anderson(window=2.0), TypeError, "window"),
     "Anderson alpha": (lambda: Anderson(alpha=1), ValueError, "alpha"),
+    "Anderson with a Tensor": (
+        lambda: Anderson(alpha=torch.tensor(0.5)),
+        TypeError,
+        r"alpha.*Tensor.*Picard",
+    ),
+    "Broyden with a Tensor": (
+        lambda: Broyden(alpha=torch.tensor(0.5)),
+        TypeError,
+        "alpha.*Tensor",
+    ),
+    "NewtonKrylov with a Tensor": (
+        lambda: NewtonKrylov(alpha=torch.tensor(0.5)),
+        TypeError,
+        "alpha.*Tensor",
+    ),
     "regularization 0": (
         lambda: Anderson(regularization=0.0),
         ValueError,
@@ -257,7 +298,34 @@ WRONG = {
     "Implicit method": (lambda: Implicit("gmres"), TypeError, "method.*gmres"),
     "Phantom steps": (lambda: Phantom(steps=0), ValueError, "steps"),
     "Phantom alpha": (lambda: Phantom(alpha=1.0), ValueError, "alpha"),
+    "Phantom with a Tensor": (
+        lambda: Phantom(alpha=torch.tensor(0.5)),
+        TypeError,
+        "alpha.*Tensor",
+    ),
     "checkpoint": (lambda: Unrolled(checkpoint=1), TypeError, "checkpoint"),
+    # torch.func
+    "vmap": (
+        lambda: torch.func.vmap(lambda b: fixed_point(lambda x: b - x, X0))(
+            torch.ones(2)
+        ),
+        NotImplementedError,
+        "segments='leading'",
+    ),
+    "a fixed number of steps in vmap": (
+        lambda: torch.func.vmap(
+            lambda b: fixed_point(lambda x: b - x, X0, rtol=0.0)
+        )(torch.ones(2)),
+        NotImplementedError,
+        "vmap",
+    ),
+    "torch.func.grad": (
+        lambda: torch.func.grad(
+            lambda b: fixed_point(lambda x: b - x, X0).value.sum()
+        )(torch.ones(())),
+        NotImplementedError,
+        "torch.autograd",
+    ),
     # equation (1)
     "T not callable": (lambda: OperatorEquation(X0), TypeError, "T must"),
     "lam a vector": (

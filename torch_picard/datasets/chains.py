@@ -44,6 +44,7 @@ class ChainGraphs(InMemoryDataset):
         - **train_mask, val_mask, test_mask:** :math:`(N)`, bool, disjoint
 
     Raises:
+        TypeError: If a number is not an int.
         ValueError: If an option is out of range.
     """
 
@@ -68,6 +69,10 @@ class ChainGraphs(InMemoryDataset):
             ("num_classes", num_classes, 2),
             ("num_features", num_features, num_classes),
         ]:
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(
+                    f"{name} must be an int, got {type(value).__name__}"
+                )
             if value < least:
                 raise ValueError(
                     f"{name} must be at least {least}, got {value}"

@@ -41,6 +41,7 @@ class DigitsGraph(InMemoryDataset):
 
     Raises:
         ImportError: If scikit-learn is missing.
+        TypeError: If a number is not an int.
         ValueError: If an option is out of range.
     """
 
@@ -55,6 +56,11 @@ class DigitsGraph(InMemoryDataset):
         pre_transform: Callable | None = None,
     ) -> None:
         super().__init__(None, transform, pre_transform)
+        for name, value in [("k", k), ("num_per_class", num_per_class)]:
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(
+                    f"{name} must be an int, got {type(value).__name__}"
+                )
         if not 1 <= num_per_class <= 100:
             raise ValueError(
                 f"num_per_class must be in [1, 100], got {num_per_class}"

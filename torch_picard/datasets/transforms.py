@@ -29,11 +29,16 @@ class DropInNoise(BaseTransform):
         - **output:** :obj:`data.x` of the same shape and dtype, dense
 
     Raises:
+        TypeError: If :obj:`p` is not a number or :obj:`seed` not an int.
         ValueError: If :obj:`p` is not in [0, 1], or the graph has no
             features, or features below zero (centre *after* adding noise).
     """
 
     def __init__(self, p: float, seed: int = 0) -> None:
+        if isinstance(p, bool) or not isinstance(p, (int, float)):
+            raise TypeError(f"p must be a number, got {type(p).__name__}")
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"seed must be an int, got {type(seed).__name__}")
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"p must be in [0, 1], got {p}")
         self.p = p

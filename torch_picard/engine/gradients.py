@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .methods.base import Method, check_alpha, check_count, check_positive
+from .methods.base import (
+    Method,
+    check_alpha,
+    check_count,
+    check_number,
+    check_positive,
+)
 
 
 class Gradient:
@@ -93,6 +99,7 @@ class Phantom(Gradient):
 
     def __post_init__(self):
         check_count("steps", self.steps)
+        check_number("alpha", self.alpha)
         check_alpha(self.alpha)
 
 

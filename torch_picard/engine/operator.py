@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -158,13 +159,28 @@ class Evaluator:
 
     def _image(self, x: Leaves) -> Leaves:
         space = self.space
-        return space.image(self.operator(space.pack(x)))
+        z = space.image(self.operator(space.pack(x)))
+        if not self.compiling and any(map(_wrapped, z)):
+            raise NotImplementedError(
+                "fixed_point stops by values, which torch.func's transforms "
+                "(vmap, grad, jvp) hide from it; use segments='leading' in "
+                "place of vmap, and torch.autograd in place of grad and jvp"
+            )
+        return z
 
-    def linearize(self, x: Leaves) -> Callable[[Leaves], Leaves]:
-        """v -> P'(x) v. One evaluation a product."""
-        if torch.is_grad_enabled():
+    def linearize(
+        self, x: Leaves, differentiable: bool = True
+    ) -> Callable[[Leaves], Leaves]:
+        """v -> P'(x) v. One evaluation a product. ``differentiable``: does
+        P(x) depend on anything that asks for a gradient?"""
+        if torch.is_grad_enabled() and differentiable:
             return _DoubleBackward(self, x)
         return _ForwardMode(self, x)
+
+
+#: torch has one level of forward mode for all threads. Reentrant: a solve
+#: within P is then told that levels do not nest, and takes reverse passes.
+_DUAL_LEVEL = threading.RLock()
 
 
 class _ForwardMode:
@@ -188,7 +204,7 @@ class _ForwardMode:
 
     def _dual(self, v: Leaves) -> Leaves:
         v = self.evaluate.space.lower(v)
-        with forward_ad.dual_level():
+        with _DUAL_LEVEL, forward_ad.dual_level():
             dual = tuple(
                 forward_ad.make_dual(a.detach(), b) for a, b in zip(self.x, v)
             )
@@ -254,6 +270,14 @@ def _autocast(device: str) -> Callable[[], torch.autocast]:
     return lambda: torch.autocast(device, dtype=dtype, cache_enabled=cache)
 
 
+def _wrapped(t: Tensor) -> bool:
+    """Does t belong to a transform of torch.func?"""
+    return torch._C._functorch.is_functorch_wrapped_tensor(t)
+
+
 def _lacks_forward_mode(error: Exception) -> bool:
     text = str(error).lower()
-    return any(hint in text for hint in ("forward ad", "forward-mode", "jvp"))
+    return any(
+        hint in text
+        for hint in ("forward ad", "forward-mode", "forward mode", "jvp")
+    )

@@ -77,6 +77,7 @@ def fixed_point(
         ValueError: an option is out of range, ``segments`` does not fit, or
             P changed shape, dtype, structure or its argument.
         TypeError: an argument is of the wrong type.
+        NotImplementedError: inside vmap, grad or jvp of torch.func.
         ConvergenceError: a segment failed and ``on_failure="raise"``.
 
     Source: Zappala et al. 2023, equation (1) and Algorithms 1 and 2.

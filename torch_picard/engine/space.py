@@ -278,6 +278,10 @@ def _check_leaves(leaves: Sequence[Any]) -> None:
             raise ValueError(
                 f"x0 must be dense, got layout {t.layout}; use x0.to_dense()"
             )
+        if t.is_meta:
+            raise ValueError(
+                "x0 must hold values, got a Tensor on the meta device"
+            )
         if t.numel() == 0:
             raise ValueError(
                 f"x0 must not be empty, got a Tensor of shape {list(t.shape)}"

@@ -61,6 +61,12 @@ def check_alpha(alpha: float | Tensor) -> None:
     if isinstance(alpha, Tensor):
         if torch.compiler.is_compiling():
             return
+        if not alpha.is_floating_point() or alpha.numel() == 0:
+            raise ValueError(
+                "alpha must be a number or a real floating Tensor that "
+                f"broadcasts to the state, got {alpha.dtype} of shape "
+                f"{list(alpha.shape)}"
+            )
         low, high = alpha.min().item(), alpha.max().item()
     elif isinstance(alpha, (int, float)) and not isinstance(alpha, bool):
         low = high = alpha
@@ -73,6 +79,15 @@ def check_alpha(alpha: float | Tensor) -> None:
             "alpha weights the old state and must be in [0, 1), got "
             f"{low if low == high else (low, high)}; alpha = 1 would never "
             "move"
+        )
+
+
+def check_number(name: str, value: Any) -> None:
+    """For options that nothing can be learned through."""
+    if isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a number here, not a Tensor; Picard(alpha=...) "
+            "takes one, and passes gradients to it"
         )
 
 

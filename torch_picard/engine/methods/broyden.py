@@ -9,7 +9,7 @@ import torch
 from ..operator import Evaluator
 from ..point import Point
 from ..space import Leaves
-from .base import check_alpha, check_count, check_positive
+from .base import check_alpha, check_count, check_number, check_positive
 from .safeguard import retreat, within_reach
 from .secants import Carry, SecantMethod, dots, extend, solve
 
@@ -49,6 +49,7 @@ class Broyden(SecantMethod):
 
     def __post_init__(self):
         check_count("memory", self.memory)
+        check_number("alpha", self.alpha)
         check_alpha(self.alpha)
         check_positive("growth", self.growth)
 

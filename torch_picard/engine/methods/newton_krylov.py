@@ -12,7 +12,13 @@ from ..krylov import gmres
 from ..operator import Evaluator
 from ..point import Point
 from ..space import Leaves, Space, sub
-from .base import Method, check_alpha, check_count, check_positive
+from .base import (
+    Method,
+    check_alpha,
+    check_count,
+    check_number,
+    check_positive,
+)
 from .safeguard import Guard, guard, retreat, within_reach
 
 #: As in the safeguard, but a derivative is known better than secants are, and
@@ -88,6 +94,7 @@ class NewtonKrylov(Method):
         check_positive("forcing", self.forcing)
         if self.forcing >= 1:
             raise ValueError(f"forcing must be in (0, 1), got {self.forcing}")
+        check_number("alpha", self.alpha)
         check_alpha(self.alpha)
         check_positive("growth", self.growth)
 
@@ -155,7 +162,9 @@ class NewtonKrylov(Method):
         """s of (I - J) s = f where target is below |f|, |f - (I - J) s|,
         the products it took, and what it taught."""
         space = evaluate.space
-        jacobian = evaluate.linearize(space.lower(x))
+        jacobian = evaluate.linearize(
+            space.lower(x), any(t.requires_grad for t in (*x, *f))
+        )
         result = gmres(
             lambda v: sub(v, jacobian(v)),
             f,

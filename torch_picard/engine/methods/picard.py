@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..operator import Evaluator
@@ -49,9 +50,21 @@ class Picard(Method):
 
     def init(self, space):
         check_alpha(self.alpha)  # a learnable one moves after construction
+        if isinstance(self.alpha, Tensor):
+            for shape in space.shapes:
+                _check_broadcasts(self.alpha, shape)
         return None
 
     def step(
         self, evaluate: Evaluator, here: Point, carry: Any, left: int
     ) -> tuple[Leaves, Any]:
         return here.smoothed(self.alpha), carry
+
+
+def _check_broadcasts(alpha: Tensor, shape: torch.Size) -> None:
+    ends = zip(reversed(alpha.shape), reversed(shape))
+    if alpha.dim() > len(shape) or any(a not in (1, n) for a, n in ends):
+        raise ValueError(
+            "alpha must broadcast to the state, got shape "
+            f"{list(alpha.shape)} for a state of shape {list(shape)}"
+        )
