@@ -274,7 +274,7 @@ def layers() -> dict[str, Layer]:
         ),
         "GraphConv sum": on(GraphConv(width, width)),
         "GINConv(MLP)": on(GINConv(mlp())),
-        "GATConv, |x_i| <= 1": on(GATConv(width, width), **ball),
+        "GATConv, rows up to 1": on(GATConv(width, width), **ball),
         "PicardConv(GCNConv), tanh": Layer(
             (picard := PicardConv(
                 GCNConv(width, width), activation="tanh"
@@ -283,7 +283,7 @@ def layers() -> dict[str, Layer]:
             lambda x: torch.tanh(picard.conv(x, edges)),
             graph,
         ),
-        "MultiheadAttention, |x_i| <= 1": mixing(
+        "MultiheadAttention, rows up to 1": mixing(
             nn.MultiheadAttention(width, 2), **ball
         ),
         "TransformerEncoderLayer, norm_first": mixing(
