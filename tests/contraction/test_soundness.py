@@ -754,7 +754,7 @@ def test_uniform_attention():
     x = torch.zeros(n, width, dtype=FLOAT)
     y = steepest(value, "l2").expand(n, width)
     norm = float(torch.linalg.matrix_norm(value, 2))
-    assert float(ratio(case, x, y, "l2")) == pytest.approx(norm)
+    assert ratio(case, x, y, "l2").item() == pytest.approx(norm)
     bound = lipschitz_bound(module, num_nodes=n, region=Ball(1.0)).constant
     # of one row of P, sqrt(n) may be needed: it is where one token has all
     assert norm <= bound <= math.sqrt(n) * norm * (1 + 1e-9)
