@@ -177,6 +177,7 @@ def test_segments_of_different_size_and_kind():
 
 
 def test_a_segment_is_worth_what_it_is_alone():
+    torch.manual_seed(0)
     layer = torch.nn.Linear(6, 6).double()
     x = features(3, 5, 6)
 
@@ -184,8 +185,9 @@ def test_a_segment_is_worth_what_it_is_alone():
         return torch.tanh(layer(v)) + v.mean(1, keepdim=True)
 
     for f in ESTIMATES:
-        together = f(operator, x, 40, segments="leading")
-        alone = [f(operator, t[None], 40) for t in x]
+        # Power iteration is slow where two singular values are close.
+        together = f(operator, x, 400, segments="leading")
+        alone = [f(operator, t[None], 400) for t in x]
         together = getattr(together, "constant", together)
         alone = [getattr(a, "constant", a) for a in alone]
         torch.testing.assert_close(

@@ -326,6 +326,15 @@ WRONG = {
         NotImplementedError,
         "torch.autograd",
     ),
+    "Newton's products in torch.func.grad": (
+        lambda: torch.func.grad(
+            lambda b: fixed_point(
+                lambda x: b - x, X0, method=NewtonKrylov(), rtol=0.0
+            ).value.sum()
+        )(torch.ones(())),
+        NotImplementedError,
+        "torch.autograd",
+    ),
     # equation (1)
     "T not callable": (lambda: OperatorEquation(X0), TypeError, "T must"),
     "lam a vector": (

@@ -6,6 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torch_picard import (
+    Adaptive,
+    Anderson,
+    Broyden,
     Implicit,
     OneStep,
     Phantom,
@@ -211,3 +214,38 @@ def test_a_start_that_is_the_solution_costs_one_evaluation(method):
     assert s.iterations.item() == 0
     assert torch.equal(s.value, p.solution)
     assert s.error_bound.item() == 0
+
+
+@pytest.mark.parametrize(
+    "method", [Picard(0.5), Anderson(), Broyden(), Adaptive()], ids=repr
+)
+def test_transforms_of_torch_func(method):
+    """No value decides anything: grad and jvp see through the loop."""
+    b = torch.tensor(0.7, dtype=torch.float64)
+
+    def solve(b):
+        x0 = torch.arange(12, dtype=torch.float64).view(2, 6)
+        return fixed_point(
+            lambda x: b * torch.cos(x), x0, method=method, max_iter=4,
+            rtol=0.0, segments="leading",
+        ).value  # fmt: skip
+
+    leaf = b.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(solve(leaf).sum(), leaf)
+    found = torch.func.grad(lambda b: solve(b).sum())(b)
+    torch.testing.assert_close(found, expected)
+    value, tangent = torch.func.jvp(solve, (b,), (torch.ones_like(b),))
+    torch.testing.assert_close(value, solve(b))
+    torch.testing.assert_close(tangent.sum(), expected)
+
+
+@pytest.mark.parametrize("gradient", [Implicit(), Phantom(2), OneStep()])
+def test_gradients_of_their_own_are_not_for_torch_func(gradient):
+    def solve(b):
+        return fixed_point(
+            lambda x: b * torch.cos(x), torch.zeros(3), max_iter=4, rtol=0.0,
+            gradient=gradient,
+        ).value.sum()  # fmt: skip
+
+    with pytest.raises(NotImplementedError, match=r"torch\.func"):
+        torch.func.grad(solve)(torch.tensor(0.5))

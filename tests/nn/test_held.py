@@ -4,9 +4,16 @@ import pytest
 import torch
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
-from torch_geometric.nn import GATConv, GCNConv, GINConv
+from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv
 
-from torch_picard import Anderson, Implicit, Phantom, PicardConv, Unrolled
+from torch_picard import (
+    Anderson,
+    Implicit,
+    OneStep,
+    Phantom,
+    PicardConv,
+    Unrolled,
+)
 from torch_picard.contraction import contractive
 
 
@@ -26,9 +33,32 @@ def ring(nodes=6):
     return torch.stack([torch.cat([i, j]), torch.cat([j, i])])
 
 
+def check_twice(block, *inputs):
+    """Derivatives of first and second order by its parameters."""
+    weights = tuple(block.parameters())
+
+    def solve(*_):  # gradcheck changes the parameters in place
+        return block(*inputs)
+
+    assert torch.autograd.gradcheck(solve, weights, atol=1e-6)
+    assert torch.autograd.gradgradcheck(solve, weights, atol=1e-5)
+    loss = block(*inputs).square().sum()
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, weights, create_graph=True),
+        torch.autograd.grad(block(*inputs).square().sum(), weights),
+    )
+
+
 @pytest.mark.parametrize("backend", ["torch", "auto"])
 @pytest.mark.parametrize(
-    "gradient", [Unrolled(), Implicit(rtol=1e-10), Phantom(3)]
+    "gradient",
+    [
+        Unrolled(),
+        Unrolled(checkpoint=True),
+        Implicit(rtol=1e-10),
+        Phantom(3),
+        OneStep(),
+    ],
 )
 @pytest.mark.parametrize("method", [None, Anderson()])
 def test_once_a_solve_with_the_gradient_of_the_written_out_weight(
@@ -48,6 +78,7 @@ def test_once_a_solve_with_the_gradient_of_the_written_out_weight(
     assert counted.calls == 1
     assert solution.evaluations > 3
     out.square().sum().backward()
+    assert counted.calls == 1
     original = conv.lin.parametrizations.weight.original
     found = original.grad.clone()
 
@@ -79,6 +110,44 @@ def test_a_weight_that_changes_at_every_access_is_one_in_a_solve():
     assert bool(solution.converged)
 
 
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+@pytest.mark.parametrize(
+    "gradient",
+    [Unrolled(), Unrolled(checkpoint=True), Implicit(rtol=1e-12)],
+)
+@pytest.mark.parametrize("make", [GCNConv, GATConv, SAGEConv])
+def test_constrained_weights_twice_differentiated(make, gradient, backend):
+    """A backward pass that evaluates P again finds the weights of the solve,
+    not those that a conv changed for its duration would have."""
+    torch.manual_seed(0)
+    conv = make(2, 2).double()
+    contractive(
+        conv if make is GCNConv else getattr(conv, "lin", None) or conv.lin_l,
+        bound=0.5,
+        **{"edge_index": ring(4), "num_nodes": 4} if make is GCNConv else {},
+    )
+    x = torch.randn(4, 2, dtype=torch.double)
+    block = PicardConv(
+        conv, max_iter=6 if isinstance(gradient, Unrolled) else 100, rtol=0.0,
+        inject=True, alpha=0.3, gradient=gradient, backend=backend,
+        on_failure="ignore",
+    )  # fmt: skip
+    check_twice(block, x, ring(4))
+
+
+def test_parameters_gone_before_the_second_derivative_are_said():
+    x = torch.randn(6, 4)
+    block = PicardConv(GATConv(4, 4), inject=True, gradient=Implicit())
+    with torch.no_grad():
+        block.conv.lin.weight.mul_(0.1)
+    weights = {n: p.detach().clone().requires_grad_() for n, p in
+               block.named_parameters()}  # fmt: skip
+    out = torch.func.functional_call(block, weights, (x, ring()))
+    torch.autograd.grad(out.sum(), weights.values(), retain_graph=True)
+    with pytest.raises(RuntimeError, match="functional_call"):
+        torch.autograd.grad(out.sum(), weights.values(), create_graph=True)
+
+
 def test_several_weights_of_one_conv():
     torch.manual_seed(0)
     net = torch.nn.Sequential(
@@ -92,16 +161,7 @@ def test_several_weights_of_one_conv():
         conv, max_iter=200, rtol=1e-13, inject=True, alpha=0.0,
         gradient=Implicit(rtol=1e-12),
     )  # fmt: skip
-    names = [n for n, _ in block.named_parameters()]
-
-    def solve(*weights):
-        return torch.func.functional_call(
-            block, dict(zip(names, weights)), (x, ring(4))
-        )
-
-    weights = [p.detach().requires_grad_() for p in block.parameters()]
-    assert torch.autograd.gradcheck(solve, weights, atol=1e-6)
-    assert torch.autograd.gradgradcheck(solve, weights, atol=1e-5)
+    check_twice(block, x, ring(4))
 
 
 def test_nothing_is_kept_after_a_solve():

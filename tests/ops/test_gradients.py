@@ -146,6 +146,40 @@ def test_gradcheck_of_update(backend, segments):
             assert torch.autograd.gradgradcheck(fn, inputs)
 
 
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+def test_arguments_that_depend_on_each_other(backend, reduce):
+    """Each is a function of the one before, as a weight, what it is
+    multiplied into and an injection may be in a layer that is iterated."""
+    case = random_case(4, 4, 9, 3, seed=3, reduce=reduce, activation="tanh")
+    leaf = case["h"].detach().clone().requires_grad_()
+
+    def steps(h):
+        x = torch.sin(h)
+        y = smoothed_propagate(
+            **case
+            | {
+                "h": h,
+                "x": x,
+                "inject": h * x,
+                "bias": x.mean(0),
+                "value": case["value"] * (h * x).sum(),
+                "alpha": torch.sigmoid(x.mean()),
+            },
+            backend=backend,
+        )[0]
+        return smoothed_update(
+            h, y * x, torch.sigmoid(h.mean()), backend=backend
+        )[0]
+
+    assert torch.autograd.gradcheck(steps, leaf)
+    assert torch.autograd.gradgradcheck(steps, leaf)
+    first = torch.autograd.grad(steps(leaf).square().sum(), leaf)
+    again = torch.autograd.grad(
+        steps(leaf).square().sum(), leaf, create_graph=True
+    )
+    torch.testing.assert_close(first, again)
+
+
 # -- what is peculiar ---------------------------------------------------------
 
 

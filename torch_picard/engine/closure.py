@@ -15,8 +15,9 @@ class Closure(TorchFunctionMode):
     """Finds the tensors that an evaluation reaches from outside.
 
     Function calls show tensors as arguments; the graph of the result shows
-    the parameters that no call showed, and whether anything was missed.
-    Nodes made during the evaluation have later sequence numbers.
+    which of them it depends on, the parameters that no call showed, and
+    whether anything was missed. Nodes made during the evaluation have later
+    sequence numbers.
     """
 
     def __init__(self, point: Leaves):
@@ -45,7 +46,7 @@ class Closure(TorchFunctionMode):
         return not leaf and node._sequence_nr() > self.start
 
     def tensors(self, z: Leaves) -> list[Tensor]:
-        """Everything found, after a walk over the graph of z."""
+        """What z depends on, by a walk over its graph."""
         todo: list[Any] = []
         for t in z:
             if t.requires_grad:
@@ -53,10 +54,11 @@ class Closure(TorchFunctionMode):
             if t.grad_fn is not None:
                 todo.append((t.grad_fn, t.output_nr))
         known = {
-            (t.grad_fn, t.output_nr)
+            (t.grad_fn, t.output_nr): t
             for t in self.found.values()
             if t.grad_fn is not None
         }
+        reached: dict[int, Tensor] = {}
         seen: set[Any] = set()
         while todo:
             node, nr = todo.pop()
@@ -65,9 +67,12 @@ class Closure(TorchFunctionMode):
             seen.add((node, nr))
             if hasattr(node, "variable"):
                 if id(node.variable) not in self.point:
-                    self.found[id(node.variable)] = node.variable
+                    reached[id(node.variable)] = node.variable
             elif self._inner(node):
                 todo.extend(node.next_functions)
-            elif (node, nr) not in known:
+            elif (node, nr) in known:
+                t = known[node, nr]
+                reached[id(t)] = t
+            else:
                 self.opaque = True
-        return list(self.found.values())
+        return list(reached.values())

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .adjoint import cotangent
 from .closure import Closure
@@ -136,7 +137,10 @@ def _higher_order(
         transposed, space, detach(u), (), state.options, state.report, closure
     )
     gate = _Gate()
-    z = state.evaluate(gate(out))
+    x = gate(out)
+    with Closure(x) as seen:
+        z = state.evaluate(x)
+    _same_parameters(state.captured, seen.tensors(z))
     wanted = [i for i, t in enumerate(captured) if t.requires_grad]
     pairs = [(a, b) for a, b in zip(z, u) if a.requires_grad]
     grads: list[Tensor | None] = [None] * len(captured)
@@ -152,6 +156,18 @@ def _higher_order(
     for i, grad in zip(wanted, found):
         grads[i] = grad
     return tuple(grads)
+
+
+def _same_parameters(before: list[Tensor], now: list[Tensor]) -> None:
+    known = {id(t) for t in before}
+    if any(isinstance(t, Parameter) and id(t) not in known for t in now):
+        raise RuntimeError(
+            "double backward through Implicit() evaluates the operator again, "
+            "and now it depends on a parameter that had no part in the solve. "
+            "What torch.func.functional_call put in place around the solve is "
+            "gone by then: call it inside the operator, or use "
+            "gradient=Unrolled()"
+        )
 
 
 @contextmanager

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from ..ops import fused
@@ -19,8 +20,9 @@ from .space import Leaves, Space
 
 
 class Evaluator:
-    """Evaluates P on leaves under the caller's autocast with randomness
-    frozen, checks what comes back, and counts.
+    """Evaluates P on leaves under the caller's autocast and
+    ``parametrize.cached()``, with randomness frozen, checks what comes back,
+    and counts.
 
     Args:
         operator: the user's x -> P(x). One that can do the smoothing itself
@@ -30,6 +32,7 @@ class Evaluator:
         space: structure of the state.
         checkpointed: recompute P in the backward pass instead of storing
             what is inside it.
+        counted: values decide nothing, so they may be hidden.
     """
 
     def __init__(
@@ -37,14 +40,17 @@ class Evaluator:
         operator: Callable[[Any], Any],
         space: Space,
         checkpointed: bool = False,
+        counted: bool = False,
     ):
         self.operator = operator
         self.space = space
         self.checkpointed = checkpointed
+        self.counted = counted
         #: evaluations of P, each jvp and vjp included
         self.count = 0
         self.compiling = torch.compiler.is_compiling()
         self._autocast = None
+        self._weights = None
         backend = getattr(operator, "backend", None)
         self._fused = not self.compiling and fused.is_native(
             backend, space.device
@@ -55,6 +61,8 @@ class Evaluator:
             self._frozen = FrozenRandomness(space.device)
             if torch.is_autocast_enabled(space.device.type):
                 self._autocast = _autocast(space.device.type)
+            if parametrize._cache_enabled:
+                self._weights = parametrize._cache
 
     def __call__(self, x: Leaves) -> Leaves:
         """P(x)."""
@@ -135,9 +143,11 @@ class Evaluator:
         stack.enter_context(self._frozen())
         if self._autocast is not None:
             stack.enter_context(self._autocast())
+        if self._weights is not None:
+            stack.enter_context(_cached(self._weights))
 
     def _apply(self, *x: Tensor) -> Leaves:
-        if self._frozen.idle and self._autocast is None:
+        if self._frozen.idle and self._autocast is self._weights is None:
             return self._guarded(x)
         with ExitStack() as stack:
             self._enter(stack)
@@ -160,12 +170,8 @@ class Evaluator:
     def _image(self, x: Leaves) -> Leaves:
         space = self.space
         z = space.image(self.operator(space.pack(x)))
-        if not self.compiling and any(map(_wrapped, z)):
-            raise NotImplementedError(
-                "fixed_point stops by values, which torch.func's transforms "
-                "(vmap, grad, jvp) hide from it; use segments='leading' in "
-                "place of vmap, and torch.autograd in place of grad and jvp"
-            )
+        if not self.compiling:
+            refuse_transforms(z, self.counted)
         return z
 
     def linearize(
@@ -270,9 +276,35 @@ def _autocast(device: str) -> Callable[[], torch.autocast]:
     return lambda: torch.autocast(device, dtype=dtype, cache_enabled=cache)
 
 
-def _wrapped(t: Tensor) -> bool:
-    """Does t belong to a transform of torch.func?"""
-    return torch._C._functorch.is_functorch_wrapped_tensor(t)
+@contextmanager
+def _cached(weights: dict) -> Iterator[None]:
+    """Parametrised weights as they were in the caller's
+    ``parametrize.cached()``, which has ended when a backward pass asks for
+    P again."""
+    before = parametrize._cache
+    parametrize._cache_enabled += 1
+    parametrize._cache = weights
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled -= 1
+        parametrize._cache = before
+
+
+def refuse_transforms(leaves: Leaves, counted: bool = False) -> None:
+    """Those of torch.func that a solve cannot take part in. grad and jvp can
+    see through a fixed count of steps."""
+    for t in leaves:
+        while torch._C._functorch.is_functorch_wrapped_tensor(t):
+            if not counted or torch._C._functorch.is_batchedtensor(t):
+                raise NotImplementedError(
+                    "fixed_point decides by values, which torch.func's "
+                    "transforms hide from it: use segments='leading' in place "
+                    "of vmap, torch.autograd in place of grad and jvp, or a "
+                    "fixed number of Picard steps (rtol=0, atol=0), which "
+                    "grad and jvp can transform"
+                )
+            t = torch._C._functorch.get_unwrapped(t)
 
 
 def _lacks_forward_mode(error: Exception) -> bool:

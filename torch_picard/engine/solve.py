@@ -18,7 +18,7 @@ from .loop import iterate
 from .methods import Method, Picard
 from .methods.base import check_count
 from .monitor import FixedCount, Monitor
-from .operator import Evaluator
+from .operator import Evaluator, refuse_transforms
 from .point import Point
 from .solution import Solution
 from .space import Leaves, Space, detach, tree_map
@@ -90,8 +90,8 @@ def fixed_point(
         x0 = tree_map(torch.detach, warm.value)
     space = Space(x0, segments)
     checkpointed = isinstance(gradient, Unrolled) and gradient.checkpoint
-    evaluate = Evaluator(operator, space, checkpointed)
     counted = rtol == 0 and atol == 0
+    evaluate = Evaluator(operator, space, checkpointed, counted)
     watch: FixedCount | Monitor = (
         FixedCount(space, method, max_iter)
         if counted
@@ -140,6 +140,8 @@ def _differentiable(
     on_failure: str,
 ) -> Leaves:
     """``value`` with the derivative that was asked for."""
+    if not evaluate.compiling:
+        refuse_transforms(value)  # they have derivatives of their own
     if isinstance(gradient, Implicit):
         # weak: the graph of the value must not keep the value alive
         owner = weakref.ref(solution)

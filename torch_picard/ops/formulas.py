@@ -3,7 +3,10 @@ where nothing is compiled, and where derivatives of derivatives are wanted."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
+from torch import Tensor
 
 from . import reference
 from .arguments import ACTIVATIONS, REDUCTIONS
@@ -71,17 +74,35 @@ def differentiable_backward(
         bias = gy.new_zeros(width)
     if needs[7] and inject is None:
         inject = torch.zeros_like(gy)
-    inputs = [value, h, x, alpha, bias, inject]
-    inputs = [
-        t if t is None or t.requires_grad or not need else t.requires_grad_()
-        for t, need in zip(inputs, needs[2:8])
+    found = derivatives(
+        lambda *t: _value(rowptr, col, *t, activation, reduce, ptr, active),  # type: ignore[call-arg]
+        (value, h, x, alpha, bias, inject),
+        needs[2:8],
+        gy,
+    )
+    return (None, None, *found, *(None,) * 7)
+
+
+def derivatives(
+    formula: Callable[..., Tensor],
+    inputs: Sequence[Tensor | None],
+    needs: Sequence[bool],
+    gy: Tensor,
+) -> list[Tensor | None]:
+    """The vector-Jacobian products of ``formula`` at ``inputs``,
+    differentiable again in the inputs and in gy."""
+    # Inputs may depend on each other (an injection on the weight that made
+    # it); views keep what each of them is worth on its own apart.
+    own = [
+        t
+        if t is None or not need
+        else (t.view_as(t) if t.requires_grad else t.requires_grad_())
+        for t, need in zip(inputs, needs)
     ]
-    out = _value(rowptr, col, *inputs, activation, reduce, ptr, active)  # type: ignore[call-arg]
-    chosen = [t for t, need in zip(inputs, needs[2:8]) if need]
+    chosen = [t for t, need in zip(own, needs) if need and t is not None]
     grads = iter(
         torch.autograd.grad(
-            out, chosen, gy, create_graph=True, allow_unused=True
+            formula(*own), chosen, gy, create_graph=True, allow_unused=True
         )
     )
-    out = [next(grads) if need else None for need in needs[2:8]]
-    return (None, None, *out, *(None,) * 7)
+    return [next(grads) if need else None for need in needs]

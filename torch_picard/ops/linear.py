@@ -151,24 +151,15 @@ def _linear_differentiable(
         bias = gy.new_zeros(gy.size(1))
     if needs[8] and inject is None:
         inject = torch.zeros_like(gy)
-    inputs = [
-        t if t is None or t.requires_grad or not need else t.requires_grad_()
-        for t, need in zip(
-            (value, u, weight, x, alpha, bias, inject), needs[2:9]
-        )
-    ]
-    value, u, weight, x, alpha, bias, inject = inputs
-    h = torch.nn.functional.linear(u, weight)
-    h = h if low is None else h.to(low)
-    out = formulas.propagate(
-        rowptr, col, value, h, x, alpha, bias, inject, activation, reduce,
-        ptr, active,
-    )[0]  # fmt: skip
-    chosen = [t for t, need in zip(inputs, needs[2:9]) if need]
-    grads = iter(
-        torch.autograd.grad(
-            out, chosen, gy, create_graph=True, allow_unused=True
-        )
-    )
-    found = [next(grads) if need else None for need in needs[2:9]]
+
+    def formula(value, u, weight, x, alpha, bias, inject):
+        h = torch.nn.functional.linear(u, weight)
+        h = h if low is None else h.to(low)
+        return formulas.propagate(
+            rowptr, col, value, h, x, alpha, bias, inject, activation, reduce,
+            ptr, active,
+        )[0]  # fmt: skip
+
+    inputs = value, u, weight, x, alpha, bias, inject
+    found = formulas.derivatives(formula, inputs, needs[2:9], gy)
     return (None, None, *found, *(None,) * 8)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import reference
 from .arguments import NONE, as_tensor, needs_grad, segments_of
+from .formulas import derivatives
 from .library import is_compiled
 
 _OPS = torch.ops.torch_picard
@@ -57,19 +58,12 @@ def backward(ctx: Any, gy: Tensor | None, *_: Any) -> tuple:
     if torch.is_grad_enabled():
         x = torch.zeros_like(gy) if x is None else x
         z = torch.zeros_like(gy) if z is None else z
-        inputs = [
-            t if t.requires_grad or not need else t.requires_grad_()
-            for t, need in zip((x, z, alpha), needs)
-        ]
-        a, b, c = inputs
-        out = reference.update(a, b, c, ptr, active)[0]
-        chosen = [t for t, need in zip(inputs, needs) if need]
-        grads = iter(
-            torch.autograd.grad(
-                out, chosen, gy, create_graph=True, allow_unused=True
-            )
+        found = derivatives(
+            lambda a, b, c: reference.update(a, b, c, ptr, active)[0],
+            (x, z, alpha),
+            needs[:3],
+            gy,
         )
-        found = [next(grads) if need else None for need in needs[:3]]
         return (*found, None, None)
     compute = (
         _OPS._smoothed_update_backward

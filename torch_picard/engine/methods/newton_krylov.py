@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..krylov import gmres
-from ..operator import Evaluator
+from ..operator import Evaluator, refuse_transforms
 from ..point import Point
 from ..space import Leaves, Space, sub
 from .base import (
@@ -162,6 +162,7 @@ class NewtonKrylov(Method):
         """s of (I - J) s = f where target is below |f|, |f - (I - J) s|,
         the products it took, and what it taught."""
         space = evaluate.space
+        refuse_transforms(f)  # how many products there are is a decision
         jacobian = evaluate.linearize(
             space.lower(x), any(t.requires_grad for t in (*x, *f))
         )
