@@ -1,12 +1,25 @@
 """Integral equations, given and learned."""
 
+from .attention_equation import ANIE
 from .integral_equation import IntegralEquation
-from .quadrature import Attention, GaussLegendre, MonteCarlo, Trapezoid
+from .integro_differential import NIDE
+from .neural_equation import NIE
+from .quadrature import (
+    Attention,
+    GaussLegendre,
+    MonteCarlo,
+    Points,
+    Trapezoid,
+)
 
 __all__ = [
+    "ANIE",
     "Attention",
     "GaussLegendre",
     "IntegralEquation",
     "MonteCarlo",
+    "NIDE",
+    "NIE",
+    "Points",
     "Trapezoid",
 ]

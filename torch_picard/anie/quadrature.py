@@ -170,6 +170,54 @@ class MonteCarlo(Quadrature):
         return f"MonteCarlo({self.n}, seed={self.seed})"
 
 
+class Points(Quadrature):
+    """Points that are given, such as those of a data set.
+
+    Args:
+        nodes: [N, d].
+        weights: [N], what each counts in an integral. (default: the same
+            share of the domain's volume for all)
+
+    Raises:
+        ValueError: a shape does not fit.
+    """
+
+    def __init__(self, nodes: Tensor, weights: Tensor | None = None):
+        if not isinstance(nodes, Tensor) or nodes.dim() != 2:
+            raise ValueError(f"nodes must be a Tensor [N, d], got {nodes!r}")
+        if weights is not None and weights.shape != nodes.shape[:1]:
+            raise ValueError(
+                f"weights must be of shape [{nodes.size(0)}], got "
+                f"{list(weights.shape)}"
+            )
+        self._nodes, self._weights = nodes, weights
+
+    def nodes(self, domain: Domain) -> Tensor:
+        if self._nodes.size(1) != len(domain):
+            raise ValueError(
+                f"nodes must have the {len(domain)} columns of the domain, "
+                f"got {self._nodes.size(1)}"
+            )
+        return self._nodes
+
+    def weights(self, domain: Domain) -> Tensor:
+        if self._weights is not None:
+            return self._weights
+        volume = 1.0
+        for a, b in domain:
+            volume *= b - a
+        return self._nodes.new_full((len(self._nodes),), 1.0) * (
+            volume / len(self._nodes)
+        )
+
+    def running_weights(self, domain: Domain, x: Tensor) -> Tensor:
+        inside = (self._nodes[None] <= x[:, None]).all(-1)
+        return inside * self.weights(domain).to(x)
+
+    def __repr__(self) -> str:
+        return f"Points({len(self._nodes)})"
+
+
 class Attention(Quadrature, nn.Module):
     r"""Learned weights: :math:`\int K(x,t)\,dt \approx |\Omega| \sum_j
     p_j(x) K(x, t_j)` with the attention of x over the nodes,

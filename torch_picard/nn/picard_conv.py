@@ -12,20 +12,19 @@ from torch_geometric.nn.resolver import activation_resolver
 from torch_geometric.typing import Adj
 from torch_geometric.utils.num_nodes import maybe_num_nodes
 
-from ..engine import Picard, Solution, Unrolled, fixed_point
+from ..engine import Solution
 from ..engine.gradients import Gradient
 from ..engine.methods import Method
-from ..engine.methods.base import check_alpha, check_count
-from ..engine.solve import check_on_failure, check_tolerances
 from ..ops.backends import BACKENDS, choose
 from .held import held_weights
 from .plan import Plan, plan
+from .solver import Solver
 from .width import check_widths
 
 _BACKENDS = ("auto", *BACKENDS)
 
 
-class PicardConv(torch.nn.Module):
+class PicardConv(Solver):
     r"""Any graph convolution, iterated to a fixed point, from the
     `"Operator Learning Meets Numerical Analysis: Improving Neural Networks
     through Iterative Methods" <https://arxiv.org/abs/2310.01618>`_ paper
@@ -94,12 +93,6 @@ class PicardConv(torch.nn.Module):
         TypeError: An option is of the wrong type.
     """
 
-    #: ConvergenceMonitor watches modules that say so.
-    solves_fixed_point = True
-
-    alpha: float | Tensor | None
-    initial_alpha: Tensor
-
     def __init__(
         self,
         conv: torch.nn.Module,
@@ -115,7 +108,15 @@ class PicardConv(torch.nn.Module):
         on_failure: str = "ignore",
         backend: str = "auto",
     ):
-        super().__init__()
+        super().__init__(
+            alpha=alpha,
+            max_iter=max_iter,
+            rtol=rtol,
+            atol=atol,
+            method=method,
+            gradient=gradient,
+            on_failure=on_failure,
+        )
         if not callable(conv) or isinstance(conv, type):
             raise TypeError(
                 "conv must be a module called as conv(x, edge_index), got "
@@ -132,57 +133,20 @@ class PicardConv(torch.nn.Module):
                 "activation must be a name, a callable or None, got "
                 f"{activation!r}"
             )
-        if method is not None and alpha is not None:
-            raise ValueError(
-                f"alpha={alpha} belongs to method=None; give it to the "
-                f"method instead, as in {type(method).__name__}(alpha=...)"
-            )
-        if method is not None and not isinstance(method, Method):
-            raise TypeError(
-                f"method must be an instance such as Anderson(), got "
-                f"{method!r}"
-            )
-        if gradient is not None and not isinstance(gradient, Gradient):
-            raise TypeError(
-                f"gradient must be an instance such as Implicit(), got "
-                f"{gradient!r}"
-            )
-        alpha = 0.5 if method is None and alpha is None else alpha
-        if alpha is not None:
-            check_alpha(alpha)
-        check_count("max_iter", max_iter)
-        check_tolerances(rtol, atol)
-        check_on_failure(on_failure)
         _check_backend(backend)
         check_widths(conv)
         _check_cache(conv)
 
         self.conv = conv
-        if isinstance(alpha, torch.nn.Parameter):
-            self.alpha = alpha
-            initial = alpha.detach().clone()
-            self.register_buffer("initial_alpha", initial, persistent=False)
-        elif isinstance(alpha, Tensor):
-            self.register_buffer("alpha", alpha)
-        else:
-            self.alpha = alpha
-        self.max_iter = max_iter
-        self.rtol = rtol
-        self.atol = atol
         self.inject = inject
         self.activation = activation
-        self.method = method
-        self.gradient = gradient
-        self.on_failure = on_failure
         self.backend = backend
 
     def reset_parameters(self):
         r"""Resets all learnable parameters of the module."""
         for module in (self.conv, self.inject, self.activation):
             reset(module)
-        if isinstance(self.alpha, torch.nn.Parameter):
-            with torch.no_grad():
-                self.alpha.copy_(self.initial_alpha)
+        self.reset_alpha()
 
     def forward(
         self,
@@ -218,25 +182,11 @@ class PicardConv(torch.nn.Module):
         if not x.is_floating_point():
             raise ValueError(f"x must be of a floating dtype, got {x.dtype}")
         _check_batch(batch, x)
-        method = self.method
-        if method is None:
-            assert self.alpha is not None
-            method = Picard(alpha=self.alpha)
-            if self.rtol == self.atol == 0 and not return_solution:
-                batch = None  # the value does not depend on it
+        if self.method is None and self.counted and not return_solution:
+            batch = None  # the value does not depend on it
         with held_weights(self):
             operator = self._plan(x, edge_index, args, kwargs, self).operator
-            solution = fixed_point(
-                operator,
-                x,
-                method=method,
-                max_iter=self.max_iter,
-                rtol=self.rtol,
-                atol=self.atol,
-                segments=batch,
-                gradient=self.gradient or Unrolled(),
-                on_failure=self.on_failure,
-            )
+            solution = self.solve(operator, x, batch)
         if return_solution:
             return solution.value, solution
         return solution.value
@@ -302,17 +252,7 @@ class PicardConv(torch.nn.Module):
         return f
 
     def __repr__(self) -> str:
-        how = f"method={self.method}"
-        if self.method is None:
-            how = f"alpha={self.alpha}"
-            if isinstance(self.alpha, torch.nn.Parameter):
-                how = "alpha=learned"
-            elif isinstance(self.alpha, Tensor):
-                how = f"alpha={self.alpha.tolist()}"
-        return (
-            f"{self.__class__.__name__}({self.conv}, {how}, "
-            f"max_iter={self.max_iter})"
-        )
+        return f"{self.__class__.__name__}({self.conv}, {self.extra_repr()})"
 
 
 def _check_backend(backend: str) -> None:

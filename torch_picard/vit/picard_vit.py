@@ -7,15 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine import Picard, Solution, Status, Unrolled, fixed_point
+from ..engine import Solution, Status, Unrolled
 from ..engine.gradients import Gradient
 from ..engine.methods import Method
-from ..engine.methods.base import check_alpha, check_count
-from ..engine.solve import check_on_failure, check_tolerances
+from ..nn.solver import Solver
 from .split import split
 
 
-class PicardViT(nn.Module):
+class PicardViT(Solver):
     r"""A vision transformer whose transformer is iterated.
 
     .. math::
@@ -71,7 +70,15 @@ class PicardViT(nn.Module):
         method: Method | None = None,
         residual: str = "keep",
     ):
-        super().__init__()
+        super().__init__(
+            alpha=alpha,
+            max_iter=max_iter,
+            rtol=rtol,
+            atol=atol,
+            method=method,
+            gradient=gradient,
+            on_failure=on_failure,
+        )
         if state not in ("tokens", "image"):
             raise ValueError(
                 f"state must be 'tokens' or 'image', got {state!r}"
@@ -82,27 +89,6 @@ class PicardViT(nn.Module):
             )
         if not isinstance(inject, bool):
             raise TypeError(f"inject must be True or False, got {inject!r}")
-        if gradient is not None and not isinstance(gradient, Gradient):
-            raise TypeError(
-                "gradient must be an instance such as Implicit(), got "
-                f"{gradient!r}"
-            )
-        if method is not None and not isinstance(method, Method):
-            raise TypeError(
-                f"method must be an instance such as Anderson(), got "
-                f"{method!r}"
-            )
-        if method is not None and alpha is not None:
-            raise ValueError(
-                f"alpha={alpha} belongs to method=None; give it to the "
-                f"method instead, as in {type(method).__name__}(alpha=...)"
-            )
-        if method is None:
-            alpha = 0.5 if alpha is None else alpha
-            check_alpha(alpha)
-        check_count("max_iter", max_iter)
-        check_tolerances(rtol, atol)
-        check_on_failure(on_failure)
         self.parts = split(model)
         # the parameters; parts that are modules show up once
         self.model = model if isinstance(model, nn.Module) else None
@@ -110,16 +96,7 @@ class PicardViT(nn.Module):
             self.owners = nn.ModuleList(
                 part for part in self.parts if isinstance(part, nn.Module)
             )
-        if isinstance(alpha, nn.Parameter) or not isinstance(alpha, Tensor):
-            self.alpha = alpha
-        else:
-            self.register_buffer("alpha", alpha)
-        self.max_iter, self.inject, self.state = max_iter, inject, state
-        self.rtol, self.atol = rtol, atol
-        self.gradient, self.on_failure = gradient, on_failure
-        self.method, self.residual = method, residual
-
-    solves_fixed_point = True
+        self.inject, self.state, self.residual = inject, state, residual
 
     def forward(
         self,
@@ -135,20 +112,14 @@ class PicardViT(nn.Module):
             x: the model's input, [B, ...].
             max_iter: instead of the one of the module.
         """
-        if max_iter is not None:
-            check_count("max_iter", max_iter)
         f = self._start(x)
-        watched = self.rtol > 0 or self.atol > 0
+        watched = not self.counted
         operator, norms = self._operator(f), Norms()
-        solution = fixed_point(
+        solution = self.solve(
             norms.of(operator) if watched else operator,
             f,
-            method=self._method(),
-            max_iter=self.max_iter if max_iter is None else max_iter,
-            rtol=self.rtol,
-            atol=self.atol,
-            segments="leading",
-            gradient=self.gradient or Unrolled(),
+            "leading",
+            max_iter,
             on_failure="ignore",
         )
         if watched:
@@ -169,18 +140,16 @@ class PicardViT(nn.Module):
                 "states are those of plain iteration, but method is "
                 f"{self.method}"
             )
-        count = self.max_iter if max_iter is None else max_iter
-        check_count("max_iter", count)
         f = self._start(x)
         iterates: list[Tensor] = []
-        last = fixed_point(
+        last = self.solve(
             self._operator(f),
             f,
-            method=self._method(),
-            max_iter=count,
+            "leading",
+            max_iter,
             rtol=0.0,
             atol=0.0,
-            segments="leading",
+            gradient=Unrolled(),
             callback=lambda k, y, residual: iterates.append(y),
         ).value
         return [self._read(y) for y in (*iterates[1:], last)]
@@ -194,12 +163,6 @@ class PicardViT(nn.Module):
     def _whole(self, y: Tensor) -> Any:
         embed, operator, readout = self.parts
         return readout(operator(embed(y)))
-
-    def _method(self) -> Method:
-        if self.method is not None:
-            return self.method
-        assert self.alpha is not None
-        return Picard(alpha=self.alpha)
 
     def _operator(self, f: Tensor) -> Any:
         apply = self.parts.operator
@@ -216,10 +179,7 @@ class PicardViT(nn.Module):
         return operator
 
     def extra_repr(self) -> str:
-        how = f"method={self.method}"
-        if self.method is None:
-            how = f"alpha={self.alpha}"
-        return f"max_iter={self.max_iter}, {how}, state={self.state!r}"
+        return f"{super().extra_repr()}, state={self.state!r}"
 
 
 def _check_shape(z: Any, y: Tensor, state: str) -> None:
