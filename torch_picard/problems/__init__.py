@@ -2,6 +2,12 @@
 
 from .attention import uniform_attention
 from .bank import bank
+from .equations import (
+    ExactEquation,
+    ExactIntegroDifferential,
+    integral_equations,
+    integro_differential_equations,
+)
 from .graph import appnp, linear_gcn, random_graph
 from .integral import (
     exponential_fredholm,
@@ -15,6 +21,8 @@ from .nonlinear import cosine, tanh_contraction
 from .problem import Problem
 
 __all__ = [
+    "ExactEquation",
+    "ExactIntegroDifferential",
     "Problem",
     "appnp",
     "bank",
@@ -22,6 +30,8 @@ __all__ = [
     "exponential_fredholm",
     "green_fredholm",
     "hammerstein",
+    "integral_equations",
+    "integro_differential_equations",
     "linear_gcn",
     "random_graph",
     "reflection",
