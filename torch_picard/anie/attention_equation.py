@@ -36,6 +36,8 @@ class ANIE(LearnedEquation):
     The points are mixed by means over them (softmax weights sum to 1,
     Galerkin attention divides by N), so that the map is one of functions:
     finer points of the same distribution give the same values in the limit.
+    Places enter as waves of about one period a unit, with learned
+    frequencies: scale coordinates to a range of order 1.
 
     Args:
         channels: C, values a point.
@@ -126,9 +128,7 @@ class ANIE(LearnedEquation):
         self.attention, self.upstream = attention, upstream
         self.lift = nn.Linear(channels, embed_dim, bias=False)
         self.position = nn.Sequential(
-            nn.Linear(coord_dim, embed_dim),
-            nn.GELU(),
-            nn.Linear(embed_dim, embed_dim),
+            _Waves(coord_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
         )
         self.blocks = nn.ModuleList(
             L2TransformerLayer(embed_dim, heads)
@@ -193,6 +193,18 @@ class ANIE(LearnedEquation):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, attention={self.attention!r}"
+
+
+class _Waves(nn.Linear):
+    """sin(W x + b), random at first; a perceptron of plain coordinates
+    learns what is near to what very slowly (Tancik et al. 2020)."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=2 * math.pi)
+        nn.init.uniform_(self.bias, 0.0, 2 * math.pi)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).sin()
 
 
 class _Block(nn.Module):
