@@ -67,12 +67,18 @@ def gram_bound(
     small, large = sorted(matrix.shape[-2:])
     if matrix.numel() == 0:
         return torch.zeros((), dtype=torch.float64, device=matrix.device)
-    if iterations is None:
-        iterations = gram_iterations(small, excess)
     g = matrix if _multiplies_well(matrix) else _in_double(matrix)
     if g.size(-2) < g.size(-1):
         g = g.mT  # the same singular values, and a smaller product
     info = torch.finfo(g.dtype)
+    # A product A'A is off by n*eps/2*|A|_F^2 at most, and |A'A|_F is at
+    # least |A|_F^2 / sqrt(n); the roots halve it from step to step. The
+    # logarithms are of moderate numbers.
+    up = 1 + 2 * large**1.5 * info.eps + 32 * torch.finfo(torch.float64).eps
+    if iterations is None:
+        # what rounding may add leaves less to the iteration
+        rest = (1 + excess) / up - 1
+        iterations = gram_iterations(small, max(rest, excess / 8))
     # squares neither overflow nor vanish
     unit = g.detach().abs().amax((-2, -1), keepdim=True)
     unit = unit.clamp_min(info.tiny)
@@ -86,10 +92,6 @@ def gram_bound(
         if k < iterations:
             g = g / size
             g = g.mH @ g
-    # A product A'A is off by n*eps/2*|A|_F^2 at most, and |A'A|_F is at
-    # least |A|_F^2 / sqrt(n); the roots halve it from step to step. The
-    # logarithms are of moderate numbers.
-    up = 1 + 2 * large**1.5 * info.eps + 32 * torch.finfo(torch.float64).eps
     return (log_bound.exp() * unit.double()).max() * up
 
 
