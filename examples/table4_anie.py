@@ -259,11 +259,14 @@ def main() -> None:
     options = parser(__doc__, "table4", SCALES).parse_args()
     scale, out = SCALES[options.scale], options.out
     folder = out / "flows"
-    data = flows(scale, folder, options.device, True)
-    test_f, test_y = data[2:4]
+    f, y, test_f, test_y, _ = flows(scale, folder, options.device, True)
+    factor = (f * y).sum((0, 1)) / f.square().sum((0, 1))
     baselines = {
         "mean field": float(test_y.square().mean()),
         "persistence": float((test_f - test_y).square().mean()),
+        "f times a number a frame": float(
+            (factor * test_f - test_y).square().mean()
+        ),
     }
     settings = {"scale": scale, "sizes": SIZES, "tested": TESTED}
     runs = Runs(out / f"table4_{options.scale}.json", settings)
