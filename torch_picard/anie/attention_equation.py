@@ -242,6 +242,12 @@ class _Block(nn.Module):
 @register_bound(ANIE)
 def _anie(module: ANIE, context: Context) -> Bound:
     """Of P, one application: f is added, coordinates shift."""
+    if context.depth > 1:
+        raise ValueError(
+            "module: as part of another module ANIE is the whole solve, but "
+            "lipschitz_bound(ANIE) is about P, one application; ask for it "
+            "by itself"
+        )
     if module.attention != "l2":
         return Bound(
             math.inf,

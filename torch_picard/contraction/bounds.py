@@ -35,8 +35,11 @@ class Bound:
             of the region; infinite if unknown.
         anywhere: whether ``reach`` holds for all x, region or not.
         local: whether ``constant`` needs the region.
-        width: the number of features of the image, if known.
+        width: the number of features of the image, the length of its last
+            axis, if known.
         reason: how the constant comes about.
+        size: the spatial size of the image, if known.
+        keeps_size: whether that is the one of the input.
     """
 
     constant: Number
@@ -45,6 +48,8 @@ class Bound:
     local: bool = False
     width: int | None = None
     reason: str = ""
+    size: Sequence[int] | None = None
+    keeps_size: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Context:
         anywhere: whether ``reach`` holds for all inputs.
         width: the number of features of the input, if known.
         num_nodes: the number of rows, if given.
-        input_size: the spatial size of images, if given.
+        input_size: the spatial size of images that the part sees, if known.
         graph: the :class:`Graph`, if an edge_index was given.
     """
 
@@ -136,20 +141,30 @@ class Context:
     def chain(self, *modules: Any) -> Bound:
         """Composition, the first one applied first: constants multiply, and
         each part is asked on the image of the part before it."""
-        before = self.reach, self.anywhere, self.width
-        total = Bound(1.0, self.reach, self.anywhere, False, self.width)
+        before = self.reach, self.anywhere, self.width, self.input_size
+        total = Bound(
+            1.0, self.reach, self.anywhere, False, self.width,
+            size=self.input_size, keeps_size=True,
+        )  # fmt: skip
         reasons: list[str] = []
         try:
             for module in modules:
                 part = self.bound(module)
                 self.reach, self.anywhere = part.reach, part.anywhere
                 self.width = part.width
+                if not part.keeps_size:
+                    self.input_size = part.size
                 constant = _times(part.constant, total.constant)
-                local = total.local or part.local
-                total = replace(part, constant=constant, local=local)
+                total = replace(
+                    part,
+                    constant=constant,
+                    local=total.local or part.local,
+                    size=self.input_size,
+                    keeps_size=part.keeps_size and total.keeps_size,
+                )
                 reasons.append(part.reason)
         finally:
-            self.reach, self.anywhere, self.width = before
+            self.reach, self.anywhere, self.width, self.input_size = before
         return replace(total, reason=" then ".join(reasons) or "identity")
 
     def known_reach(self) -> Number:
@@ -227,12 +242,24 @@ class ScaledContext(Context):
 
 def _shaped(module: Module, name: str) -> Tensor:
     weight = getattr(module, name)
+    if _written_by_a_hook(module, name):
+        raise ValueError(
+            f"module: {name} of {_kind(module).__name__} is computed by a "
+            "hook before each forward pass, so what it is now says nothing; "
+            "use torch.nn.utils.parametrizations instead (or prune.remove)"
+        )
     if isinstance(weight, UninitializedParameter):
         raise ValueError(
             f"module: {name} of {_kind(module).__name__} has no shape yet; "
             "call the module once first"
         )
     return weight
+
+
+def _written_by_a_hook(module: Module, name: str) -> bool:
+    """As weight_norm, spectral_norm and prune of torch.nn.utils did."""
+    own = name in module._parameters or is_parametrized(module, name)
+    return not own and bool(module._forward_pre_hooks)
 
 
 def is_scaled(context: Context) -> bool:
@@ -345,6 +372,8 @@ def residual_sum(*bounds: Bound, reason: str = "") -> Bound:
         any(b.local for b in bounds),
         bounds[0].width,
         reason or " plus ".join(b.reason for b in bounds),
+        next((b.size for b in bounds if not b.keeps_size), None),
+        all(b.keeps_size for b in bounds),
     )
 
 

@@ -111,6 +111,8 @@ def contractive(
             )
     for owner, name in weights:
         _parametrise(owner, name, budget, method)
+    if len(weights) > 1:
+        _work_out_once(module)
     return module
 
 
@@ -133,11 +135,43 @@ def remove_contractive(module: Module) -> Module:
         for part, name in found:
             getattr(part, name)
         for part, name in found:
+            _own_class(part)
             parametrize.remove_parametrizations(part, name)
-    for part, _ in found:
-        for hook in vars(part).pop("_contractive_hooks", ()):
-            hook.remove()
+    for part in module.modules():
+        for name in ("_contractive_hooks", "_contractive_call"):
+            for hook in vars(part).pop(name, ()):
+                hook.remove()
     return module
+
+
+def _work_out_once(module: Module) -> None:
+    """The scale is that of all weights; within a call of the module it is
+    worked out for the first of them, and kept for the others."""
+    module._contractive_call = (  # type: ignore[assignment]
+        module.register_forward_pre_hook(hold),
+        module.register_forward_hook(release, always_call=True),
+    )
+
+
+def hold(module: Any, args: Any) -> None:
+    if torch.compiler.is_compiling():
+        return
+    held = parametrize.cached()
+    held.__enter__()
+    vars(module).setdefault("_held", []).append(held)
+
+
+def release(module: Any, args: Any, out: Any) -> None:
+    # called also where another hook came before ours and failed
+    if vars(module).get("_held"):
+        vars(module)["_held"].pop().__exit__(None, None, None)
+
+
+def _own_class(part: Any) -> None:
+    """Copies of a parametrised module share its class, from which torch
+    removes the property: the others are to keep theirs."""
+    kind = type(part)
+    part.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
 
 
 class Budget:
@@ -224,6 +258,14 @@ class Budget:
                 f"contractive: {name} has no finite Lipschitz bound in its "
                 f"present mode: {reason}"
             )
+        for owner, attribute in asked.values():
+            if not self._owns(owner, attribute):
+                raise RuntimeError(
+                    f"contractive: {attribute} of {_name(owner)}, a part of "
+                    f"{name}, was replaced, added or parametrised again since "
+                    "the constraint was made; remove_contractive the whole "
+                    "and call contractive anew"
+                )
         rounded = max(_rounding(w) for w in asked.values())
         bound = self.bound / (1 + rounded) ** max(growth.terms)
         fixed = growth.terms.get(0, 0.0)
@@ -235,6 +277,13 @@ class Budget:
                 "such as the gain of a normalisation or the slope of a PReLU"
             )
         return largest_scale(growth, bound, at_most_one=not self.unit)
+
+    def _owns(self, owner: Any, name: str) -> bool:
+        """Is the weight computed by this budget, last of all?"""
+        if not parametrize.is_parametrized(owner, name):
+            return False
+        last = list(owner.parametrizations[name])[-1]
+        return getattr(last, "budget", [None])[0] is self
 
     def _growth(self) -> tuple[Growth, dict, str]:
         context = ScaledContext(
@@ -278,10 +327,12 @@ def largest_scale(
     fixed: Any = 0.0
     rising: list[tuple[int, Tensor]] = []
     device = None
-    for degree, c in sorted(growth.terms.items()):
-        if isinstance(c, Tensor) and degree > 0:
-            device = c.device
-    for degree, c in sorted(growth.terms.items()):
+    degrees = sorted(growth.terms)
+    for degree in degrees:
+        if isinstance(growth.terms[degree], Tensor) and degree > 0:
+            device = growth.terms[degree].device
+    for degree in degrees:
+        c = growth.terms[degree]
         c = torch.as_tensor(c, dtype=torch.float64, device=device)
         if degree == 0:
             fixed = c
@@ -321,7 +372,8 @@ class Scaled(Module):
         self.budget = [budget]  # in a list: it is no submodule
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight * self.budget[0].scale().to(weight.dtype)
+        # only the product is rounded: a short float may not hold the scale
+        return (weight.double() * self.budget[0].scale()).to(weight.dtype)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight
@@ -354,8 +406,13 @@ def cayley(matrix: Tensor) -> Tensor:
     u, v = matrix[:n], matrix[n:]
     eye = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
     a = u - u.T + v.T @ v
-    inverse = torch.linalg.inv(eye + a)
-    return torch.cat([inverse @ (eye - a), -2 * v @ inverse])
+    inverse = torch.linalg.inv_ex(eye + a).inverse
+    q = torch.cat([inverse @ (eye - a), -2 * v @ inverse])
+    # Values so large that the inverse is rounded leave it orthonormal up to
+    # an error that is measured here: |Q|^2 <= 1 + |Q'Q - I|.
+    error = torch.linalg.matrix_norm(q.detach().T @ q.detach() - eye)
+    slack = 8 * n * torch.finfo(matrix.dtype).eps
+    return torch.where(error > slack, q / (1 + error).sqrt(), q)
 
 
 class Projected(Module):

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from . import observers
 from .gradients import Gradient, Implicit, OneStep, Phantom, Unrolled
+from .held import held_weights
 from .implicit import attach
 from .loop import iterate
 from .methods import Method, Picard
@@ -91,39 +92,41 @@ def fixed_point(
     space = Space(x0, segments)
     checkpointed = isinstance(gradient, Unrolled) and gradient.checkpoint
     counted = rtol == 0 and atol == 0
-    evaluate = Evaluator(operator, space, checkpointed, counted)
-    watch: FixedCount | Monitor = (
-        FixedCount(space, method, max_iter)
-        if counted
-        else Monitor(space, rtol, atol, method)
-    )
-    carry = _carry(method, space, warm)
-    start = space.start
-
-    def run(x: Leaves) -> tuple[Leaves, Solution]:
-        return iterate(
-            evaluate,
-            method,
-            x,
-            carry,
-            max_iter=max_iter,
-            watch=watch,
-            callback=callback,
+    with held_weights(operator):
+        evaluate = Evaluator(operator, space, checkpointed, counted)
+        watch: FixedCount | Monitor = (
+            FixedCount(space, method, max_iter)
+            if counted
+            else Monitor(space, rtol, atol, method)
         )
+        carry = _carry(method, space, warm)
+        start = space.start
 
-    if isinstance(gradient, Unrolled) or not torch.is_grad_enabled():
-        value, solution = run(start)
-    else:
-        if parametrize._cache_enabled:
-            # parametrize.cached() keeps what it is first asked for: weights
-            # with their gradient, not those of the solve without one
-            evaluate(start)
-        with torch.no_grad():
-            value, solution = run(detach(start))
-        value = _differentiable(
-            gradient, evaluate, value, start, solution, on_failure
-        )
-        solution.evaluations = evaluate.count
+        def run(x: Leaves) -> tuple[Leaves, Solution]:
+            return iterate(
+                evaluate,
+                method,
+                x,
+                carry,
+                max_iter=max_iter,
+                watch=watch,
+                callback=callback,
+            )
+
+        if isinstance(gradient, Unrolled) or not torch.is_grad_enabled():
+            value, solution = run(start)
+        else:
+            if parametrize._cache_enabled:
+                # parametrize.cached() keeps what it is first asked for:
+                # weights with their gradient, not those of the solve
+                # without one
+                evaluate(start)
+            with torch.no_grad():
+                value, solution = run(detach(start))
+            value = _differentiable(
+                gradient, evaluate, value, start, solution, on_failure
+            )
+            solution.evaluations = evaluate.count
     solution.value = space.pack(value)
     observers.notify(solution)
     if not counted:

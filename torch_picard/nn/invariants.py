@@ -30,6 +30,8 @@ from torch_geometric.utils import (
     remove_self_loops,
 )
 
+from ..contraction.contractive import hold, release
+
 _NORMALISED = (APPNP, GCNConv, LGConv, TAGConv)
 _LOOPED = (GATConv, GATv2Conv)
 
@@ -145,12 +147,14 @@ def _caches(conv) -> bool:
 
 
 def hooked(module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
+    """By somebody else than contractive."""
+    hooks = [
+        *module._forward_hooks.values(),
+        *module._forward_pre_hooks.values(),
+        *module._backward_hooks.values(),
+        *module._backward_pre_hooks.values(),
+    ]
+    return any(hook not in (hold, release) for hook in hooks)
 
 
 def _takes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -14,9 +14,9 @@ from torch_geometric.utils.num_nodes import maybe_num_nodes
 
 from ..engine import Solution
 from ..engine.gradients import Gradient
+from ..engine.held import held_weights
 from ..engine.methods import Method
 from ..ops.backends import BACKENDS, choose
-from .held import held_weights
 from .plan import Plan, plan
 from .solver import Solver
 from .width import check_widths

@@ -11,10 +11,10 @@ from torch.nn import Module, Parameter
 
 from ..engine import Picard, Solution, Unrolled, fixed_point
 from ..engine.gradients import Gradient
+from ..engine.held import held_weights
 from ..engine.methods import Method
 from ..engine.methods.base import check_alpha, check_count
 from ..engine.solve import check_on_failure, check_tolerances
-from .held import held_weights
 
 
 class Solver(Module):

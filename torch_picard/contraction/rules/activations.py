@@ -48,7 +48,7 @@ def elementwise(
         bounded = top * root
         reach = smallest(bounded, reach)
         anywhere = anywhere or reach is bounded or reach == bounded
-    return Bound(slope, reach, anywhere, width=context.width)
+    return Bound(slope, reach, anywhere, width=context.width, keeps_size=True)
 
 
 def _register(slope: float, at_zero: float, top: float) -> Any:
@@ -77,7 +77,8 @@ def _leaky(module: nn.LeakyReLU, context: Context) -> Bound:
 @register_bound(nn.PReLU)
 def _prelu(module: nn.PReLU, context: Context) -> Bound:
     return elementwise(
-        context, largest(1.0, context.number(module.weight.abs().max()))
+        context,
+        largest(1.0, context.number(module.weight.double().abs().max())),
     )
 
 
@@ -134,7 +135,10 @@ def _softmax(module: nn.Softmax, context: Context) -> Bound:
     # |diag(p) - pp'| <= 1/2: its entries in a row sum to 2p(1-p) in absolute
     # value, which bounds the norm in l1, l_inf and, as it is symmetric, l2.
     last = module.dim == -1
-    return Bound(0.5, 1.0 if last else math.inf, last, width=context.width)
+    return Bound(
+        0.5, 1.0 if last else math.inf, last, width=context.width,
+        keeps_size=True,
+    )  # fmt: skip
 
 
 @register_bound(nn.Dropout)

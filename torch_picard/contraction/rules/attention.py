@@ -6,10 +6,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..attention import L2Attention, L2TransformerLayer
-from ..bounds import Bound, Context, Sum, plus, register_bound, times
+from ..bounds import (
+    Bound,
+    Context,
+    Sum,
+    is_scaled,
+    plus,
+    register_bound,
+    times,
+)
 from ..growth import hypot
 from .dense import vector_norm
 
@@ -37,8 +46,11 @@ def _attention(module: nn.MultiheadAttention, context: Context) -> Bound:
     reach = context.known_reach()
     heads, size = module.num_heads, module.head_dim
     packed = context.weight(module, "in_proj_weight")
-    query, key, value = packed.chunk(3)
-    bias = module.in_proj_bias
+    # products and sums of weights are not to be rounded
+    query, key, value = packed.double().chunk(3)
+    bias: Tensor | None = module.in_proj_bias
+    bias = None if bias is None else bias.double()
+    eps = torch.finfo(packed.dtype).eps * (1 + math.sqrt(query.size(1)))
     root, scale = math.sqrt(rows), 1 / math.sqrt(size)
     parts = []
     values = []
@@ -46,6 +58,13 @@ def _attention(module: nn.MultiheadAttention, context: Context) -> Bound:
         rows_of = slice(h * size, (h + 1) * size)
         scores = query[rows_of].T @ key[rows_of] * scale
         scores_norm = context.matrix_norm(scores, degree=2, rest=scale)
+        if is_scaled(context):
+            # scaled weights are rounded, the product may cancel
+            lost = times(
+                context.matrix_norm(query[rows_of]),
+                context.matrix_norm(key[rows_of]),
+            )
+            scores_norm = plus(scores_norm, times(eps * scale, lost))
         value_norm = context.matrix_norm(value[rows_of])
         shift: Any = 0.0
         if bias is not None:

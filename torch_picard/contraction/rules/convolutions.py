@@ -16,17 +16,18 @@ from ..bounds import Bound, Context, register_bound, times
 def _conv(module: Any, context: Context) -> Bound:
     weight = context.weight(module, "weight")
     copies = _copies(module, context.input_size)
-    width = module.out_channels
+    size = _image_size(module, context.input_size)
+    image: Any = {"width": None if size is None else size[-1], "size": size}
     if context.norm != "l2":
         # [O, I*k] has the row sums, [O*k, I] the column sums; groups are
         # blocks of rows
         if context.norm == "linf":
             constant = context.matrix_norm(weight.flatten(1))
-            return Bound(constant, width=width)
+            return Bound(constant, **image)
         blocks = weight.unflatten(0, (module.groups, -1))
         columns = blocks.transpose(1, 2).flatten(2).mT
         constant = times(copies, context.matrix_norm(columns))
-        return Bound(constant, width=width)
+        return Bound(constant, **image)
     exact = module.padding_mode == "circular" and context.input_size
     if exact:
         sizes = _sizes(module, context.input_size)
@@ -35,7 +36,7 @@ def _conv(module: Any, context: Context) -> Bound:
         sizes, grown = _grid(weight.shape[2:])
     spectrum = _transfer(module, weight, sizes, dilated=bool(exact))
     constant = context.matrix_norm(spectrum)
-    return Bound(times(grown * math.sqrt(copies), constant), width=width)
+    return Bound(times(grown * math.sqrt(copies), constant), **image)
 
 
 def _transfer(
@@ -84,6 +85,22 @@ def _sizes(module: Any, input_size: Any) -> list[int]:
     return list(input_size) * (dims // len(input_size))
 
 
+def _image_size(module: Any, input_size: Any) -> tuple[int, ...] | None:
+    if input_size is None:
+        return None
+    found = []
+    for axis, size in enumerate(_sizes(module, input_size)):
+        span = module.dilation[axis] * (module.kernel_size[axis] - 1)
+        room = size + _padding(module, axis) - span - 1
+        found.append(max(0, room) // module.stride[axis] + 1)
+    return tuple(found)
+
+
+def _padding(module: Any, axis: int) -> int:
+    """What torch puts on the two sides together."""
+    return sum(module._reversed_padding_repeated_twice[-2 * axis - 2 :][:2])
+
+
 def _copies(module: Any, input_size: Any) -> float:
     """How often padding may repeat one entry of the input; the norm of that
     map is its root in l2, and itself in l1."""
@@ -93,8 +110,7 @@ def _copies(module: Any, input_size: Any) -> float:
     copies = 1.0
     for axis, taps in enumerate(module.kernel_size):
         span = module.dilation[axis] * (taps - 1)
-        # what torch puts on the two sides together
-        pad = sum(module._reversed_padding_repeated_twice[-2 * axis - 2 :][:2])
+        pad = _padding(module, axis)
         if mode == "circular":
             # the result is periodic, too: it repeats where it is longer
             # than the input

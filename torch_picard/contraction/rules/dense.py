@@ -45,7 +45,7 @@ def vector_norm(context: Context, vector: Tensor | None) -> Any:
     """|b| in l2, of something that is not scaled."""
     if vector is None:
         return 0.0
-    return context.number(torch.linalg.vector_norm(vector))
+    return context.number(torch.linalg.vector_norm(vector.double()))
 
 
 @register_bound(nn.Linear)
@@ -78,11 +78,12 @@ def _residual(module: Residual, context: Context) -> Bound:
     kept = Bound(
         keep, times(keep, context.reach), context.anywhere,
         width=context.width, reason=f"{keep:g} of the input",
+        size=context.input_size, keeps_size=True,
     )  # fmt: skip
     taken = Bound(
         times(take, inner.constant), times(take, inner.reach),
         inner.anywhere, inner.local, inner.width,
-        f"{take:g} of [{inner.reason}]",
+        f"{take:g} of [{inner.reason}]", inner.size, inner.keeps_size,
     )  # fmt: skip
     return residual_sum(kept, taken)
 
@@ -131,7 +132,7 @@ def _graph_layer_norm(module: Any, context: Context) -> Bound:
     # eps) where a batch vector is given
     gain: Any = 1.0
     if module.weight is not None:
-        gain = context.number(module.weight.abs().max())
+        gain = context.number(module.weight.double().abs().max())
     slope = max(1 / module.eps, module.eps**-0.5) if module.eps else math.inf
     return Bound(times(gain, slope), width=context.width)
 
@@ -141,7 +142,7 @@ def _centred(
 ) -> Bound:
     gain: Any = 1.0
     if module.weight is not None:
-        gain = context.number(module.weight.abs().max())
+        gain = context.number(module.weight.double().abs().max())
     slope = _over_root(gain, module.eps)
     if context.norm != "l2":
         # I - 11'/n - zz'/n with |z|^2 <= n: the absolute sums of a row or a
@@ -149,7 +150,10 @@ def _centred(
         slope = times(slope, 2 + math.sqrt(features))
     reach = gain * math.sqrt(features)
     reach = plus(reach, vector_norm(context, module.bias))
-    return Bound(slope, reach if rows else math.inf, rows, width=context.width)
+    return Bound(
+        slope, reach if rows else math.inf, rows, width=context.width,
+        keeps_size=True,
+    )  # fmt: skip
 
 
 def _over_root(gain: Any, eps: float) -> Any:
@@ -161,29 +165,35 @@ def _rms_norm(module: nn.RMSNorm, context: Context) -> Bound:
     features = math.prod(module.normalized_shape)
     gain: Any = 1.0
     if module.weight is not None:
-        gain = context.number(module.weight.abs().max())
+        gain = context.number(module.weight.double().abs().max())
     eps = module.eps
     if eps is None:  # that of the input, which may be the finest
         kind = torch.float64
         kind = kind if module.weight is None else module.weight.dtype
-        eps = torch.finfo(kind).eps
+        # short floats are worked on in float32
+        eps = min(torch.finfo(kind).eps, torch.finfo(torch.float32).eps)
     slope = _over_root(gain, eps)
     if context.norm != "l2":
         slope = times(slope, 1 + math.sqrt(features))
     rows = len(module.normalized_shape) == 1
     reach = gain * math.sqrt(features) if rows else math.inf
-    return Bound(slope, reach, rows, width=context.width)
+    return Bound(slope, reach, rows, width=context.width, keeps_size=True)
 
 
 @register_bound(PyGBatchNorm)
 def _wrapped(module: Any, context: Context) -> Bound:
-    return context.bound(module.module)
+    return _normalised(module.module, context, nodes=True)
 
 
 @register_bound(nn.BatchNorm1d)
 @register_bound(nn.BatchNorm2d)
 @register_bound(nn.BatchNorm3d)
 def _batch_norm(module: Any, context: Context) -> Bound:
+    return _normalised(module, context, nodes=False)
+
+
+def _normalised(module: Any, context: Context, nodes: bool) -> Bound:
+    """``nodes``: rows are known to hold the channels."""
     if module.training or module.running_var is None:
         return Bound(
             math.inf,
@@ -191,13 +201,18 @@ def _batch_norm(module: Any, context: Context) -> Bound:
             reason=f"{type(module).__name__} with the statistics of the "
             "batch: call eval()",
         )
-    root = (module.running_var + module.eps).sqrt()
-    gain = 1 / root if module.weight is None else module.weight / root
+    root = (module.running_var.double() + module.eps).sqrt()
+    gain = 1 / root if module.weight is None else module.weight.double() / root
     shift = -gain * module.running_mean
     if module.bias is not None:
         shift = shift + module.bias
     slope = context.number(gain.abs().max())
-    reach: Any = math.inf
-    if isinstance(module, nn.BatchNorm1d):
-        reach = plus(times(slope, context.reach), vector_norm(context, shift))
-    return Bound(slope, reach, context.anywhere, width=context.width)
+    # A row holds the channels of one sample, or one channel along an axis.
+    length = math.inf if context.width is None else math.sqrt(context.width)
+    moved = times(context.number(shift.abs().max()), length)
+    if nodes:
+        moved = vector_norm(context, shift)
+    reach = plus(times(slope, context.reach), moved)
+    return Bound(
+        slope, reach, context.anywhere, width=context.width, keeps_size=True
+    )

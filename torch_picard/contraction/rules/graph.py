@@ -234,7 +234,7 @@ def _gin(conv: GINConv, context: Context) -> Bound:
     else:
         size = plus(
             _aggregation(conv, context, context.norm, False),
-            context.number((1 + conv.eps).abs().reshape(())),
+            context.number((1 + conv.eps.double()).abs().reshape(())),
         )
     reason = "GINConv: |(1+eps)I + A|"
     if isinstance(size, float):
