@@ -507,18 +507,19 @@ def test_e11_any_smoothing_loses_that(alpha):
 
 # -- E12: more iterations --------------------------------------------------
 
-#: Table 2 of the paper: MSE after 1, 2 and 3 iterations
-TABLE_2 = {
-    "ViT": (0.2472, 0.2121, 0.0691),
-    "ViTsmall": (0.2471, 0.1672, 0.0648),
-    "ViTparallel": (0.2474, 0.2172, 0.2079),
-    "ViT3D": (0.2512, 0.2237, 0.2529),
-}
-
 
 def test_e12_more_iterations_are_not_always_better():
-    worse = [n for n, row in TABLE_2.items() if row[2] > row[0]]
-    assert worse == ["ViT3D"]
+    """P(x) = x/2 from 1 on, and a label that is no fixed point: the error
+    falls for two steps and rises ever after, as it does for one of the four
+    nets of the paper's Table 2."""
+    x, errors = 1.0, []
+    for _ in range(30):
+        errors.append(abs(x - 0.3))
+        x = x / 2
+    best = min(range(30), key=errors.__getitem__)
+    assert best == 2
+    assert all(a > b for a, b in itertools.pairwise(errors[:3]))
+    assert all(a < b for a, b in itertools.pairwise(errors[2:]))
 
 
 @given(seed=SEEDS, lipschitz=st.floats(0.1, 0.9), alpha=st.floats(0, 0.9))
@@ -532,9 +533,11 @@ def test_e12_what_does_fall(seed, lipschitz, alpha):
     q = alpha + (1 - alpha) * lipschitz
     for a, b in itertools.pairwise(x):
         assert (b - exact).norm() <= q * (a - exact).norm() * SLACK + FLOOR
-    label = x[3]
-    errors = [(here - label).norm() for here in x]
-    assert errors[3] == 0 and errors[3] < errors[-1]
+    # A label half a unit short of x*, seen from x0: iterates pass it by.
+    way = p.x0 - exact
+    label = exact + 0.5 * way / way.norm()
+    errors = [float((here - label).norm()) for here in x]
+    assert abs(errors[-1] - 0.5) <= float((x[-1] - exact).norm()) + FLOOR
 
 
 def test_e12_a_solve_says_how_it_ended():

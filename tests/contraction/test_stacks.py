@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrize, prune
+from torch_geometric.nn import SAGEConv
 
 from torch_picard import fixed_point
 from torch_picard.anie import ANIE
@@ -16,9 +17,12 @@ from torch_picard.contraction import (
     Ball,
     L2TransformerLayer,
     Residual,
+    a_posteriori_bound,
+    a_priori_bound,
     contractive,
     lipschitz_bound,
     remove_contractive,
+    residual_bound,
 )
 
 FLOAT = torch.float64
@@ -211,6 +215,58 @@ def test_a_weight_that_a_hook_writes_is_refused(make):
         contractive(nn.Sequential(linear))
 
 
+# -- the bounds bound ---------------------------------------------------------
+
+
+def contracting(kind):
+    """A module with a certificate, its input, and how it is called."""
+    x = torch.randn(6, 4, dtype=FLOAT)
+    if kind == "graph":
+        i = torch.arange(6)
+        edges = torch.stack([torch.cat([i, i * 0]), torch.cat([i * 0, i])])
+        conv = SAGEConv(4, 4, aggr="max").double()
+        contractive(conv, 0.9, edges, 6)
+        found = lipschitz_bound(conv, edges, 6)
+        return lambda v: conv(v, edges).tanh(), x, found
+    if kind == "attention":
+        module = L2TransformerLayer(4, 2).double()
+    else:
+        module = nn.Sequential(
+            nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4), nn.ReLU()
+        ).double()
+    contractive(module, 0.9, num_nodes=6)
+    return module, x, lipschitz_bound(module, num_nodes=6)
+
+
+@pytest.mark.parametrize("kind", ["graph", "attention", "dense"])
+@given(seed=st.integers(0, 1000), alpha=st.sampled_from([0.0, 0.4]))
+@settings(max_examples=5)
+def test_a_certified_error_is_never_exceeded(kind, seed, alpha):
+    """By the constant of lipschitz_bound, on every iterate."""
+    torch.manual_seed(seed)
+    operator, f, found = contracting(kind)
+    assert found.contracts
+    q = alpha + (1 - alpha) * found.constant
+    with torch.no_grad(), parametrize.cached():
+        exact = f
+        for _ in range(600):
+            exact = operator(exact) + f
+        x, first, last = f, None, None
+        for k in range(60):
+            residual = operator(x) + f - x
+            size = float(residual.norm())
+            error = float((x - exact).norm())
+            assert error <= residual_bound(found.constant, size) + 1e-9
+            assert error <= found.error_bound(size) + 1e-9
+            if last is not None:
+                assert error <= a_posteriori_bound(q, last) + 1e-9
+                assert error <= a_priori_bound(q, first, k) + 1e-9
+            step = (1 - alpha) * residual
+            last = float(step.norm())
+            first = last if first is None else first
+            x = x + step
+
+
 # -- what may happen to a constrained module ----------------------------------
 
 
@@ -270,6 +326,28 @@ def test_a_changed_module_is_not_said_to_contract(change):
         )
     with pytest.raises(RuntimeError, match=r"contractive.*weight of Linear"):
         module(torch.ones(1, 4))
+
+
+def test_attention_is_reset_by_its_own_method():
+    torch.manual_seed(0)
+    mix = nn.MultiheadAttention(4, 2)
+    contractive(mix, 0.9, num_nodes=3, region=Ball(1.0))
+    before = mix.in_proj_weight.detach().clone()
+    mix._reset_parameters()
+    assert not torch.equal(mix.in_proj_weight, before)
+    found = lipschitz_bound(mix, num_nodes=3, region=Ball(1.0))
+    assert found.constant <= 0.9
+
+
+def test_what_cannot_be_looked_up_is_said_to_have_no_rule():
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self, x):
+            return x
+
+    with pytest.raises(ValueError, match="register"):
+        lipschitz_bound((nn.Linear(2, 2), Unhashable()))
 
 
 def test_a_solver_within_a_module_is_not_its_operator():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -421,7 +421,9 @@ def _rule(module: Any) -> Callable[[Any, Context], Any]:
     if isinstance(module, Module):
         rule = _RULES.get(kind)
     else:
-        rule = _RULES.get(module) if callable(module) else None
+        rule = None
+        if callable(module) and isinstance(module, Hashable):
+            rule = _RULES.get(module)
         rule = rule or _RULES.get(kind)
     if rule is None:
         name = kind.__name__

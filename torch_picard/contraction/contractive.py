@@ -74,9 +74,12 @@ def contractive(
             something that is missing, has no rule, or an option is out of
             range.
 
-    A module can be made contractive once. ``reset_parameters`` and
-    ``state_dict`` work as before; ``remove_contractive`` keeps the current
-    weights and removes the constraint.
+    A module can be made contractive once, and its structure is then fixed:
+    a part that is replaced or added makes the next call an error.
+    ``reset_parameters`` works as before, and a ``state_dict`` from before
+    loads; ``torch.nn.init`` on a weight itself is lost, since the weight is
+    computed. ``remove_contractive`` keeps the current weights and removes
+    the constraint, for saving a plain model.
     """
     load_rules()
     if not isinstance(module, Module):
@@ -481,10 +484,9 @@ def _keep_working(owner: Any) -> None:
     which nobody could load.
     """
     kind = type(owner)
-    if "reset_parameters" not in vars(kind) and hasattr(
-        kind, "reset_parameters"
-    ):
-        kind.reset_parameters = _reset
+    for name in ("reset_parameters", "_reset_parameters"):
+        if name not in vars(kind) and hasattr(kind, name):
+            setattr(kind, name, _resetting(name))
     if "_contractive_hooks" in vars(owner):
         return
     save = owner.register_state_dict_post_hook(_saved_once)
@@ -492,14 +494,18 @@ def _keep_working(owner: Any) -> None:
     owner._contractive_hooks = (save, load)
 
 
-def _reset(self: Any) -> None:
-    """Resets all learnable parameters of the module."""
-    with torch.no_grad(), parametrize.cached():
-        weights = {name: getattr(self, name) for name in self.parametrizations}
-        kind: Any = parametrize.type_before_parametrizations(self)
-        kind.reset_parameters(self)
-        for name, weight in weights.items():
-            setattr(self, name, weight.clone())
+def _resetting(method: str) -> Any:
+    def reset(self: Any) -> None:
+        """Resets all learnable parameters of the module."""
+        with torch.no_grad(), parametrize.cached():
+            names = list(self.parametrizations)
+            weights = {name: getattr(self, name) for name in names}
+            kind: Any = parametrize.type_before_parametrizations(self)
+            getattr(kind, method)(self)
+            for name, weight in weights.items():
+                setattr(self, name, weight.clone())
+
+    return reset
 
 
 def _saved_once(module: Any, state: dict, prefix: str, metadata: Any) -> None:
