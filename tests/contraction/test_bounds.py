@@ -350,9 +350,15 @@ def test_a_nested_picard_conv_is_a_whole_solve():
     "module",
     [nn.MultiheadAttention(4, 1), L2Attention(4), GATConv(4, 4)],
 )
-def test_attention_is_bounded_in_l2(module, norm):
+def test_attention_is_bounded_in_l2_and_so_in_all(module, norm):
+    """By the equivalence of norms, on as many entries as there are."""
+    known = {**GRAPH, "region": Ball(1.0)}
+    entries = 4 * GRAPH["num_nodes"]
+    l2 = lipschitz_bound(module, **known).constant
+    found = lipschitz_bound(module, norm=norm, **known).constant
+    assert found == pytest.approx(l2 * entries**0.5)
     with pytest.raises(ValueError, match="norm must be 'l2'"):
-        lipschitz_bound(module, norm=norm, **GRAPH, region=Ball(1.0))
+        contractive(module, 0.9, norm=norm, **known, method="project")
 
 
 @pytest.mark.parametrize(

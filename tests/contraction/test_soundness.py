@@ -479,9 +479,7 @@ def attention_convs(draw) -> Case:
     )  # fmt: skip
     conv = shake(conv, draw(seeds), draw(scales))
     region = draw(balls(graph.nodes, width))
-    case = on(graph, conv, width, region=region)
-    case.norms = ("l2",)
-    return case
+    return on(graph, conv, width, region=region)
 
 
 @st.composite
@@ -584,7 +582,7 @@ def attention(draw) -> Case:
             return module(x[:, None], x[:, None], x[:, None])[0][:, 0]
         return module(x[None])[0]
 
-    return Case(module, (rows, width), call, known, ("l2",))
+    return Case(module, (rows, width), call, known, NORMS)
 
 
 CASES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
 from typing import Any
 
 from torch import Tensor
@@ -358,6 +359,43 @@ def register_bound(kind: Any) -> Callable:
         return rule
 
     return register
+
+
+def in_l2(features: Callable[[Any], int]) -> Callable:
+    r"""For a rule that knows l2 alone: bounds in the other norms, too. With m
+    entries in the input and n in the image the constant in l_inf is at most
+    :math:`\sqrt m` times that in l2, and in l1 :math:`\sqrt n` times.
+
+    Args:
+        features: module -> the width of its input.
+    """
+
+    def known_in_all(rule: Callable[[Any, Context], Bound]) -> Callable:
+        @wraps(rule)
+        def bound(module: Any, context: Context) -> Bound:
+            norm = context.norm
+            if norm == "l2":
+                return rule(module, context)
+            if isinstance(context, ScaledContext) and context.unit:
+                raise ValueError(
+                    f"norm must be 'l2' for {_kind(module).__name__} with "
+                    f"this method, got {norm!r}"
+                )
+            rows = context.need_rows(module)
+            context.norm = "l2"
+            try:
+                found = rule(module, context)
+            finally:
+                context.norm = norm
+            width = features(module) if norm == "linf" else found.width
+            if width is None:  # infinite all the same
+                return found
+            larger = _times(math.sqrt(rows * width), found.constant)
+            return replace(found, constant=larger)
+
+        return bound
+
+    return known_in_all
 
 
 def residual_sum(*bounds: Bound, reason: str = "") -> Bound:

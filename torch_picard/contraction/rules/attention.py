@@ -14,6 +14,7 @@ from ..bounds import (
     Bound,
     Context,
     Sum,
+    in_l2,
     is_scaled,
     plus,
     register_bound,
@@ -24,6 +25,7 @@ from .dense import vector_norm
 
 
 @register_bound(nn.MultiheadAttention)
+@in_l2(lambda module: module.embed_dim)
 def _attention(module: nn.MultiheadAttention, context: Context) -> Bound:
     r"""Self-attention X -> MHA(X, X, X) with every :math:`|x_i| \le R`:
 
@@ -36,7 +38,6 @@ def _attention(module: nn.MultiheadAttention, context: Context) -> Bound:
     under the attention weights, at most :math:`R^2`; the key term is bounded
     by Cauchy and Schwarz, with column sums of P of at most n.
     """
-    _only_l2(module, context)
     _check_attention(module)
     if module.training and module.dropout > 0:
         return Bound(
@@ -119,10 +120,10 @@ def _encoder(module: nn.TransformerEncoder, context: Context) -> Bound:
 
 
 @register_bound(L2Attention)
+@in_l2(lambda module: module.embed_dim)
 def _l2_attention(module: L2Attention, context: Context) -> Bound:
     r""":math:`\sqrt{n/d_h}\,(4 W_0((n-1)/e) + 1)
     \sqrt{\sum_h |W_Q^h|^4 |W_V^h|^2}\,|W_O|` for n tokens."""
-    _only_l2(module, context)
     rows, size = context.need_rows(module), module.head_dim
     query = context.weight(module, "query").split(size)
     value = context.weight(module, "value").split(size)
@@ -173,14 +174,6 @@ def _hypot(parts: list) -> Any:
 
 def _plain(value: Any) -> bool:
     return isinstance(value, (int, float))
-
-
-def _only_l2(module: Any, context: Context) -> None:
-    if context.norm != "l2":
-        raise ValueError(
-            f"norm must be 'l2' for {type(module).__name__}, got "
-            f"{context.norm!r}"
-        )
 
 
 def _check_attention(module: nn.MultiheadAttention) -> None:

@@ -26,6 +26,7 @@ from torch_geometric.nn.aggr import (
 from ..bounds import (
     Bound,
     Context,
+    in_l2,
     is_scaled,
     plus,
     register_bound,
@@ -278,6 +279,7 @@ def _simple(conv: SimpleConv, context: Context) -> Bound:
 
 
 @register_bound(GATConv)
+@in_l2(lambda conv: conv.in_channels)
 def _gat(conv: GATConv, context: Context) -> Bound:
     r"""On :math:`|x_i| \le R`, with at most :math:`\Delta` messages sent by a
     node, for each head
@@ -289,10 +291,6 @@ def _gat(conv: GATConv, context: Context) -> Bound:
     |a_d||W\delta x_i|` (the slope of LeakyReLU is at most 1), and the
     attention weights that a node sends sum to at most :math:`\Delta`.
     """
-    if context.norm != "l2":
-        raise ValueError(
-            f"norm must be 'l2' for GATConv, got {context.norm!r}"
-        )
     lin = conv.lin
     plain = lin is not None and abs(conv.negative_slope) <= 1
     if not plain or conv.edge_dim is not None or conv.residual:
