@@ -33,6 +33,8 @@ def test_tables_and_picture_and_a_second_run_trains_nothing(
 ):
     table4, run = script
     monkeypatch.setattr(table4, "SIZES", {"1H1B": (1, 1), "2H2B": (2, 2)})
+    for name in ("ITERATIONS", "CONTROLLED", "TESTED"):
+        monkeypatch.setattr(table4, name, (1, 4))
     run("--write", tmp_path / "docs")
     out = capsys.readouterr().out
     for row in (

@@ -1,13 +1,23 @@
 """Splitting, Algorithm 2, and an attention with an exact answer."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from hosts import DIM, HOSTS, SIZE, OlderViT, SimpleViT, Timm, ViT, images
 from torch import nn
 
-from torch_picard import Anderson, Implicit, Picard, Status, Unrolled
+from torch_picard import (
+    Anderson,
+    Implicit,
+    OneStep,
+    Phantom,
+    Picard,
+    Status,
+    Unrolled,
+)
+from torch_picard.problems import uniform_attention
 from torch_picard.vit import PicardViT, split
 
 
@@ -110,6 +120,135 @@ def test_uniform_attention_has_its_exact_answer_and_gradient():
         assert (found - wanted).abs().max() / wanted.abs().max() < 1e-8
         grads.append(found)
     assert (grads[0] - grads[1]).abs().max() < 1e-8 * grads[0].abs().max()
+
+
+@pytest.mark.parametrize("rho", [0.5, 0.9])
+def test_the_bank_s_attention_through_the_module(rho):
+    """A1, with its scores and its softmax; P(0) = f."""
+    problem = uniform_attention(rho=rho)
+    f = problem.operator(problem.x0)
+
+    def attend(y):
+        return torch.stack([problem.operator(row) for row in y]) - f
+
+    gradients = []
+    for gradient in (Unrolled(), Implicit(rtol=1e-12, max_iter=1000)):
+        vit = PicardViT(
+            (lambda x: x, attend, lambda y: y), 1000, 0.0, rtol=1e-13,
+            gradient=gradient,
+        )  # fmt: skip
+        x = torch.stack([f, 2 * f]).requires_grad_()
+        out, solution = vit(x, return_solution=True)
+        assert solution.converged.all()
+        # linear in f
+        wanted = torch.stack([problem.solution, 2 * problem.solution])
+        assert (out - wanted).abs().max() < 1e-10
+        (found,) = torch.autograd.grad(out.square().sum(), x)
+        gradients.append(found)
+    size = gradients[0].abs().max()
+    assert (gradients[0] - gradients[1]).abs().max() < 1e-8 * size
+
+
+@pytest.mark.parametrize(
+    "gradient",
+    [Unrolled(checkpoint=True), Implicit(rtol=1e-10), Phantom(60), OneStep()],
+    ids=str,
+)
+def test_gradient_modes(gradient):
+    """The same loss at a solution; all but one step agree with unrolling."""
+    torch.manual_seed(0)
+    host = ViT().double().eval()
+    embed, operator, readout = split(host)
+
+    def contracts(y):
+        return 0.2 * operator(y).tanh()
+
+    def differentiate(mode):
+        vit = PicardViT(
+            (embed, contracts, readout), 300, 0.0, rtol=1e-11, gradient=mode
+        )
+        vit(x).square().sum().backward()
+        found = torch.cat([p.grad.flatten() for p in host.parameters()])
+        host.zero_grad()
+        return found
+
+    x = images().double()
+    wanted, found = differentiate(Unrolled()), differentiate(gradient)
+    near = torch.allclose(found, wanted, rtol=1e-5, atol=1e-8)
+    assert near == (not isinstance(gradient, OneStep))
+    assert torch.nn.functional.cosine_similarity(found, wanted, 0) > 0.9
+
+
+def test_supervising_all_iterates_is_a_loss_on_each():
+    host, x = make("ViT")
+    vit = PicardViT(host, 3, 0.3, rtol=0.0)
+    sum(out.square().sum() for out in vit.states(x)).backward()
+    together = [p.grad.clone() for p in host.parameters()]
+    host.zero_grad()
+    for n in (1, 2, 3):
+        vit(x, max_iter=n).square().sum().backward()
+    for p, wanted in zip(host.parameters(), together):
+        torch.testing.assert_close(p.grad, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_the_parts_of_a_host_keep_its_parameters(name):
+    """In a tuple, and with another readout."""
+    host, _ = make(name)
+    embed, operator, readout = split(host)
+    mine = nn.Linear(DIM, 2)
+    for third in (readout, mine):
+        vit = PicardViT((embed, operator, third), 2, rtol=0.0)
+        wanted = set(host.parameters())
+        if third is mine:
+            wanted |= set(mine.parameters())
+            if name == "ViTForImageClassification":
+                wanted -= set(host.classifier.parameters())
+        assert set(vit.parameters()) == wanted
+        assert len(list(vit.parameters())) == len(vit.state_dict()) - len(
+            list(host.buffers())
+        )
+
+
+class Scaled(nn.Module):
+    """Has parameters besides those of its host, a name like any other."""
+
+    def __init__(self, host):
+        super().__init__()
+        self.host = host
+        self.scale = nn.Parameter(torch.ones(DIM))
+
+    def forward(self, x):
+        return self.host(x) * self.scale
+
+
+def test_parts_that_are_modules_show_up_once():
+    embed, operator = nn.Linear(3, DIM), nn.Linear(DIM, DIM)
+    readout = Scaled(operator)
+    vit = PicardViT((embed, operator, readout), 2, rtol=0.0)
+    wanted = {*embed.parameters(), *readout.parameters()}
+    assert set(vit.parameters()) == wanted
+    assert len(vit.state_dict()) == len(wanted) == 5
+    assert vit(torch.randn(2, 5, 3)).shape == (2, 5, DIM)
+
+
+@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_copy_is_its_own(name, whole):
+    host, x = make(name)
+    vit = PicardViT(host if whole else split(host), 2, rtol=0.0)
+    before, copied = vit(x), copy.deepcopy(vit)
+    with torch.no_grad():
+        for p in host.parameters():
+            p.fill_(torch.nan)
+    assert vit(x).isnan().all()
+    assert torch.equal(copied(x), before)
+
+
+def test_a_module_pickles():
+    host, x = make("ViT, mean")
+    vit = PicardViT(host, 2, rtol=0.0)
+    assert torch.equal(pickle.loads(pickle.dumps(vit))(x), vit(x))
 
 
 def test_each_sample_stops_by_itself():
@@ -240,6 +379,32 @@ def test_a_model_that_merges_tokens_is_refused():
     )
     with pytest.raises(ValueError, match="tokens"):
         vit(torch.randn(2, 6, 3))
+
+
+class Merging(nn.Module):
+    """A transformer that averages pairs of tokens between two blocks."""
+
+    def forward(self, x):
+        return (x[:, :-1:2] + x[:, 1::2]) / 2
+
+
+def test_a_host_that_merges_tokens_is_refused_by_name():
+    torch.manual_seed(0)
+    host = ViT()
+    host.transformer = Merging()
+    for inject in (True, False):
+        vit = PicardViT(host, 2, inject=inject, rtol=0.0)
+        with pytest.raises(ValueError, match=r"tokens \[2, 17, 8\].*merges"):
+            vit(images())
+
+
+def test_embeddings_that_are_no_tokens_are_refused():
+    """Those of hierarchical and masked models come with more."""
+    host, x = make("ViTModel")
+    inner = host.embeddings.forward
+    host.embeddings.forward = lambda x: (inner(x), (4, 4))
+    with pytest.raises(TypeError, match=r"embed .* got tuple"):
+        PicardViT(host, 2, rtol=0.0)(x)
 
 
 def test_embedding_by_interruption_leaves_no_trace():

@@ -1,6 +1,7 @@
 """Integral equations, given and learned."""
 
 from .attention_equation import ANIE
+from .fourier import FNO, FNODEQ
 from .integral_equation import IntegralEquation
 from .integro_differential import NIDE
 from .neural_equation import NIE
@@ -15,6 +16,8 @@ from .quadrature import (
 __all__ = [
     "ANIE",
     "Attention",
+    "FNO",
+    "FNODEQ",
     "GaussLegendre",
     "IntegralEquation",
     "MonteCarlo",

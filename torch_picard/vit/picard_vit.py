@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from ..engine import Solution, Status, Unrolled
 from ..engine.gradients import Gradient
 from ..engine.methods import Method
 from ..nn.solver import Solver
-from .split import split
+from .split import Split, owner_of, split
 
 
 class PicardViT(Solver):
@@ -29,7 +30,8 @@ class PicardViT(Solver):
 
     Args:
         model: a vision transformer that :func:`split` knows, or a tuple
-            (embed, operator, readout).
+            (embed, operator, readout); :class:`DenseReadout` reads out
+            images.
         max_iter: evaluations of the transformer allowed.
         alpha: weight of the *old* state, in [0, 1), or a Tensor. Belongs to
             ``method=None``.
@@ -50,7 +52,7 @@ class PicardViT(Solver):
     Raises:
         ValueError: an option is out of range, or the operator changes the
             number of tokens.
-        TypeError: an option is of the wrong type.
+        TypeError: an option is of the wrong type, or embed gives no tokens.
 
     Source: Zappala et al. 2023, Algorithm 2; Table 3 for ``"image"``.
     """
@@ -90,12 +92,10 @@ class PicardViT(Solver):
         if not isinstance(inject, bool):
             raise TypeError(f"inject must be True or False, got {inject!r}")
         self.parts = split(model)
-        # the parameters; parts that are modules show up once
+        # the parameters
         self.model = model if isinstance(model, nn.Module) else None
         if self.model is None:
-            self.owners = nn.ModuleList(
-                part for part in self.parts if isinstance(part, nn.Module)
-            )
+            self.owners = nn.ModuleList(_owners(self.parts))
         self.inject, self.state, self.residual = inject, state, residual
 
     def forward(
@@ -113,8 +113,27 @@ class PicardViT(Solver):
             max_iter: instead of the one of the module.
         """
         f = self._start(x)
+        return self._run(self._operator(f), f, max_iter, return_solution)
+
+    def states(self, x: Tensor, *, max_iter: int | None = None) -> list[Any]:
+        """The readouts of all iterates y_1, y_2, ..., for a loss on each of
+        them: so many as ``max_iter``, by plain smoothed iteration.
+
+        Raises:
+            ValueError: the module has another method than Picard.
+        """
+        f = self._start(x)
+        return self._run_states(self._operator(f), f, max_iter)
+
+    def _run(
+        self,
+        operator: Callable[[Tensor], Tensor],
+        f: Tensor,
+        max_iter: int | None,
+        return_solution: bool,
+    ) -> Any:
         watched = not self.counted
-        operator, norms = self._operator(f), Norms()
+        norms = Norms()
         solution = self.solve(
             norms.of(operator) if watched else operator,
             f,
@@ -124,26 +143,24 @@ class PicardViT(Solver):
         )
         if watched:
             _guard(solution, norms)
-            solution.report(self.on_failure, stacklevel=2)
+            solution.report(self.on_failure, stacklevel=3)
         out = self._read(solution.value)
         return (out, solution) if return_solution else out
 
-    def states(self, x: Tensor, *, max_iter: int | None = None) -> list[Any]:
-        """The readouts of all iterates y_1, y_2, ..., for a loss on each of
-        them: so many as ``max_iter``, by plain smoothed iteration.
-
-        Raises:
-            ValueError: the module has another method than Picard.
-        """
+    def _run_states(
+        self,
+        operator: Callable[[Tensor], Tensor],
+        f: Tensor,
+        max_iter: int | None,
+    ) -> list[Any]:
         if self.method is not None:
             raise ValueError(
                 "states are those of plain iteration, but method is "
                 f"{self.method}"
             )
-        f = self._start(x)
         iterates: list[Tensor] = []
         last = self.solve(
-            self._operator(f),
+            operator,
             f,
             "leading",
             max_iter,
@@ -155,7 +172,16 @@ class PicardViT(Solver):
         return [self._read(y) for y in (*iterates[1:], last)]
 
     def _start(self, x: Tensor) -> Tensor:
-        return x if self.state == "image" else self.parts.embed(x)
+        if self.state == "image":
+            return x
+        tokens = self.parts.embed(x)
+        if not isinstance(tokens, Tensor) or tokens.dim() < 2:
+            raise TypeError(
+                "embed must return tokens [B, n, d], got "
+                f"{_shape_of(tokens)}: such a model (hierarchical, masked) "
+                "cannot be iterated as it is"
+            )
+        return tokens
 
     def _read(self, y: Tensor) -> Any:
         return y if self.state == "image" else self.parts.readout(y)
@@ -164,7 +190,7 @@ class PicardViT(Solver):
         embed, operator, readout = self.parts
         return readout(operator(embed(y)))
 
-    def _operator(self, f: Tensor) -> Any:
+    def _operator(self, f: Tensor) -> Callable[[Tensor], Tensor]:
         apply = self.parts.operator
         if self.state == "image":
             apply = self._whole
@@ -182,10 +208,23 @@ class PicardViT(Solver):
         return f"{super().extra_repr()}, state={self.state!r}"
 
 
+def _owners(parts: Split) -> list[nn.Module]:
+    """The modules whose parameters the parts use, none inside another."""
+    found: dict[nn.Module, None] = {}
+    for part in parts:
+        if (owner := owner_of(part)) is not None:
+            found[owner] = None
+    inner = {
+        module for owner in found for module in owner.modules()
+        if module is not owner
+    }  # fmt: skip
+    return [owner for owner in found if owner not in inner]
+
+
 def _check_shape(z: Any, y: Tensor, state: str) -> None:
     if isinstance(z, Tensor) and z.shape == y.shape:
         return
-    shape = list(z.shape) if isinstance(z, Tensor) else type(z).__name__
+    shape = _shape_of(z)
     if state == "image":
         raise ValueError(
             f"state='image' needs a model that maps images {list(y.shape)} to "
@@ -196,6 +235,10 @@ def _check_shape(z: Any, y: Tensor, state: str) -> None:
         f"returns {shape}: a model that merges or drops tokens inside "
         "(hierarchical, with patch dropout) cannot be iterated"
     )
+
+
+def _shape_of(z: Any) -> Any:
+    return list(z.shape) if isinstance(z, Tensor) else type(z).__name__
 
 
 class Norms:

@@ -38,7 +38,8 @@ def split(model: Any) -> Split:
 
     Args:
         model: the host, or a tuple (embed, operator, readout), which is
-            returned as it is.
+            returned as it is. Parts of a host know whose parameters they
+            use, also in a tuple with parts of another kind.
 
     Raises:
         TypeError: the model is none of these.
@@ -76,35 +77,54 @@ def _same(x: Any) -> Any:
     return x
 
 
-class _Embed(nn.Module):
+class _Part:
+    """What a host does with ``x`` somewhere inside: a function of both, in a
+    form that copies and pickles go along with.
+
+    Attributes:
+        host: the module whose parameters are used.
+    """
+
+    def __init__(self, host: nn.Module, function: Callable[[Any, Any], Any]):
+        self.host, self.function = host, function
+
+    def __call__(self, x: Any) -> Any:
+        return self.function(self.host, x)
+
+
+class _Embed:
     """What the host does before it calls its operator: its own forward, up
     to there. So position embeddings and extra tokens are the host's in every
     version of it."""
 
     def __init__(self, host: nn.Module, operator: nn.Module):
-        super().__init__()
-        # in a tuple: the parts own the parameters already
-        self._parts = (host, operator)
+        self.host, self.operator = host, operator
 
-    def forward(self, x: Any) -> Tensor:
-        host, operator = self._parts
+    def __call__(self, x: Any) -> Tensor:
         here = threading.get_ident()
 
         def stop(module: nn.Module, args: tuple) -> None:
             if threading.get_ident() == here:
                 raise _Reached(args[0])
 
-        handle = operator.register_forward_pre_hook(stop)
+        handle = self.operator.register_forward_pre_hook(stop)
         try:
-            host(x)
+            self.host(x)
         except _Reached as reached:
             return reached.tokens
         finally:
             handle.remove()
         raise ValueError(
-            f"model: {type(host).__name__} did not call "
-            f"{type(operator).__name__}, its transformer, as a module"
+            f"model: {type(self.host).__name__} did not call "
+            f"{type(self.operator).__name__}, its transformer, as a module"
         )
+
+
+def owner_of(part: Any) -> nn.Module | None:
+    """The module whose parameters a part uses, as far as is known."""
+    if isinstance(part, (_Part, _Embed)):
+        return part.host
+    return part if isinstance(part, nn.Module) else None
 
 
 class _Reached(Exception):
@@ -117,16 +137,19 @@ class _Reached(Exception):
 
 
 def _vit_pytorch(model: Any) -> Split:
-    def readout(x: Tensor) -> Any:
-        head = getattr(model, "mlp_head", None)
-        head = getattr(model, "linear_head", None) if head is None else head
-        if head is None:
-            return x
-        mean = getattr(model, "pool", "mean") == "mean"
-        x = x.mean(dim=1) if mean else x[:, 0]
-        return head(getattr(model, "to_latent", _same)(x))
+    transformer = model.transformer
+    readout = _Part(model, _vit_pytorch_readout)
+    return Split(_Embed(model, transformer), transformer, readout)
 
-    return Split(_Embed(model, model.transformer), model.transformer, readout)
+
+def _vit_pytorch_readout(model: Any, x: Tensor) -> Any:
+    head = getattr(model, "mlp_head", None)
+    head = getattr(model, "linear_head", None) if head is None else head
+    if head is None:
+        return x
+    mean = getattr(model, "pool", "mean") == "mean"
+    x = x.mean(dim=1) if mean else x[:, 0]
+    return head(getattr(model, "to_latent", _same)(x))
 
 
 # -- timm ---------------------------------------------------------------------
@@ -139,11 +162,19 @@ def _timm(model: Any) -> Split:
             "one; call set_grad_checkpointing(False), and use "
             "Unrolled(checkpoint=True) or Implicit() instead"
         )
+    return Split(
+        _Embed(model, model.blocks),
+        _Part(model, _timm_operator),
+        _Part(model, _timm_readout),
+    )
 
-    def operator(x: Tensor) -> Tensor:
-        return model.norm(model.blocks(x))
 
-    return Split(_Embed(model, model.blocks), operator, model.forward_head)
+def _timm_operator(model: Any, x: Tensor) -> Tensor:
+    return model.norm(model.blocks(x))
+
+
+def _timm_readout(model: Any, x: Tensor) -> Tensor:
+    return model.forward_head(x)
 
 
 # -- transformers -------------------------------------------------------------
@@ -155,25 +186,27 @@ def _transformers(model: Any) -> Split:
             f"model: {type(model).__name__} has embeddings and a layernorm, "
             "but neither encoder nor layers"
         )
-
-    def operator(x: Tensor) -> Tensor:
-        if hasattr(model, "encoder"):
-            x = _tokens(model.encoder(x))
-        else:  # later versions
-            for layer in model.layers:
-                x = _tokens(layer(x))
-        return model.layernorm(x)
-
+    operator = _Part(model, _transformers_operator)
     return Split(model.embeddings, operator, _same)
+
+
+def _transformers_operator(model: Any, x: Tensor) -> Tensor:
+    if hasattr(model, "encoder"):
+        x = _tokens(model.encoder(x))
+    else:  # later versions
+        for layer in model.layers:
+            x = _tokens(layer(x))
+    return model.layernorm(x)
 
 
 def _transformers_classifier(model: Any) -> Split:
     inner = _transformers(model.vit)
-
-    def readout(x: Tensor) -> Any:
-        return model.classifier(x[:, 0])
-
+    readout = _Part(model, _transformers_readout)
     return Split(inner.embed, inner.operator, readout)
+
+
+def _transformers_readout(model: Any, x: Tensor) -> Tensor:
+    return model.classifier(x[:, 0])
 
 
 def _tokens(output: Any) -> Tensor:
