@@ -433,7 +433,7 @@ def test_100_000_nodes_in_bounded_memory():
     )  # fmt: skip
     with torch.no_grad():
         u = equation.solve(
-            method=Picard(alpha=0.0), max_iter=3, rtol=0.0, atol=0.0
+            method=Picard(alpha=0.0), max_iter=1, rtol=0.0, atol=0.0
         ).value
-    exact = equation.nodes * sum(0.1**k for k in range(4))
+    exact = equation.nodes * sum(0.1**k for k in range(2))
     torch.testing.assert_close(u, exact, atol=1e-8, rtol=0)
