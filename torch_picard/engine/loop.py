@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .methods.base import Method
-from .monitor import FixedCount, Monitor
+from .monitor import FixedCount, Monitor, says_how
 from .operator import Evaluator
 from .point import Point, secant
 from .solution import Ending, Solution
@@ -46,21 +46,22 @@ def iterate(
         here = evaluate.point(x, method.smoothing, active)
         watch.observe(here, previous)
         if callback is not None and not watch.done:
-            if callback(watch.count - 1, space.pack(x), here.residual):
-                watch.stop()
+            said = callback(watch.count - 1, space.pack(x), here.residual)
+            if says_how(said) or said:
+                watch.stop(said, here, previous)
         if watch.done:
             x_next = x
         else:
             left = budget - evaluate.count
             x_next, carry = method.step(evaluate, here, carry, left)
-        x = watch.settle(x_next, x, here.active)
+        x = watch.settle(x_next, x, here)
     assert here is not None
     if isinstance(watch, FixedCount):
         solution = _counted(space, watch, here, previous)
     else:
         if not watch.done:
             watch.exhaust(here, previous)
-            x = watch.settle(x, x)
+            x = watch.settle(x, x, here)
         solution = _judged(space, watch)
     info = method.report(carry, here)
     return x, _completed(solution, evaluate, method, carry, info)
@@ -171,16 +172,30 @@ def linear_solution(
         return torch.as_tensor(array, dtype=space.dtype, device=space.device)
 
     status = torch.as_tensor(status, dtype=torch.long, device=space.device)
+    last = torch.full_like(status, len(history) - 1)
     table = torch.stack([real(r) for r in history])
-    unknown = torch.full_like(table[0], torch.inf)
-    solution = _solution(
-        status=status,
-        iterations=torch.full_like(status, products),
-        residual=real(residual),
-        history=table,
-        last=torch.full_like(status, len(history) - 1),
-        step=unknown,
-        slope=unknown,
+    solution = recorded(
+        status, torch.full_like(status, products), real(residual), table, last
     )
     solution.evaluations = products
     return solution
+
+
+def recorded(
+    status: Tensor,
+    iterations: Tensor,
+    residual: Tensor,
+    history: Tensor,
+    last: Tensor,
+) -> Solution:
+    """A Solution of these, with nothing to bound its error by."""
+    unknown = torch.full_like(history[0], torch.inf)
+    return _solution(
+        status=status,
+        iterations=iterations,
+        residual=residual,
+        history=history,
+        last=last,
+        step=unknown,
+        slope=unknown,
+    )

@@ -7,6 +7,8 @@ and never leaves the device.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,6 +19,9 @@ from .space import Leaves, Space
 from .status import Status
 
 ACTIVE = -1
+
+#: These return the best iterate.
+BEST = (Status.DIVERGED, Status.STAGNATED, Status.NONFINITE)
 
 #: A residual this many times the best one is not a transient any more.
 BLOW_UP = 1e8
@@ -58,12 +63,10 @@ class FixedCount:
         """[K, S]"""
         return self._table[: self.count]
 
-    def settle(
-        self, x_next: Leaves, x: Leaves, active: Tensor | None = None
-    ) -> Leaves:
+    def settle(self, x_next: Leaves, x: Leaves, here: Point) -> Leaves:
         return x_next
 
-    def stop(self) -> None:
+    def stop(self, said: Any, here: Point, previous: Point | None) -> None:
         self.done = True
 
 
@@ -75,6 +78,8 @@ class Monitor:
             an array [S].
         method: says how many non-finite evaluations in a row it can take
             back (``patience``), and how far it moves (``stride``).
+        images: whether P(x) is kept where x would be, for every outcome but
+            MAX_ITER.
 
     Attributes:
         status: int array [S], ``ACTIVE`` or a :class:`Status`.
@@ -92,8 +97,9 @@ class Monitor:
         rtol: float,
         atol: float | np.ndarray,
         method: Method,
+        images: bool = False,
     ):
-        self.space, self.rtol = space, rtol
+        self.space, self.rtol, self.images = space, rtol, images
         self.atol = np.full(space.size, atol, dtype=np.float64)
         self.patience, self.stride = method.patience, method.stride
         size = space.size
@@ -117,6 +123,7 @@ class Monitor:
         self._eps = torch.finfo(space.dtype).eps
         self._blind: list[tuple[int, np.ndarray]] = []
         self._to_best: np.ndarray | None = None
+        self._to_image: np.ndarray | None = None
         self._mask: Tensor | None = None
         occupied = space.segments.occupied()
         if occupied is not None:
@@ -143,7 +150,7 @@ class Monitor:
         here.target = self.atol + self._relative(norm)
         # Everywhere a new best and not there yet: nothing else to look for.
         if not checked and self._ordinary(r, norm):
-            self._best, self._best_x = r, here.x
+            self._best, self._best_x = r, self._kept(here)
         else:
             self._judge(here, previous, r, norm)
 
@@ -185,7 +192,9 @@ class Monitor:
         if blind.any() or not finite.all():
             # a residual of 0 beside an overflowed P(x) says nothing, either
             self._blind.append((k, blind | ~finite))
-        self._keep_best(here.x, active & finite & ~blind & (r < self._best))
+        self._keep_best(
+            self._kept(here), active & finite & ~blind & (r < self._best)
+        )
         # Written so that NaN passes nowhere.
         passed = finite & ~blind & (r <= here.target)
         if k > 0:
@@ -196,10 +205,21 @@ class Monitor:
         self._end(finite & (r > BLOW_UP * self._best), Status.DIVERGED)
         if k >= STALL_WINDOW and k % CHECK == 0:
             self._end(self._stalled(), Status.STAGNATED)
-        finished = active & self.ended
-        if finished.any():
-            self._measure(here, previous, finished)
-            self._return_best(finished & (self.status != Status.CONVERGED))
+        self._finish(active & self.ended, here, previous)
+
+    def _kept(self, here: Point) -> Leaves:
+        return here.z if self.images else here.x
+
+    def _finish(
+        self, mask: np.ndarray, here: Point, previous: Point | None
+    ) -> None:
+        """These have ended at x_k: what they return, and its report."""
+        if not mask.any():
+            return
+        self._measure(here, previous, mask)
+        if self.images:
+            self._to_image = mask
+        self._return_best(mask & np.isin(self.status, BEST))
 
     @property
     def active(self) -> Tensor | None:
@@ -211,13 +231,11 @@ class Monitor:
             self._mask = self._tensor(~self.ended)
         return self._mask
 
-    def settle(
-        self, x_next: Leaves, x: Leaves, active: Tensor | None = None
-    ) -> Leaves:
-        """x_next where active; what is to be returned where ended.
-
-        ``active``: outside of these x_next is x already.
-        """
+    def settle(self, x_next: Leaves, x: Leaves, here: Point) -> Leaves:
+        """x_next where active; what is to be returned where ended."""
+        if self._to_image is not None:
+            x = self.space.where(self._tensor(self._to_image), here.z, x)
+            self._to_image = None
         if self._to_best is not None:
             x = self.space.where(self._tensor(self._to_best), self._best_x, x)
             self._to_best = None
@@ -226,13 +244,20 @@ class Monitor:
         if self.done:
             return x
         mask = self._unended()
-        if active is mask:
-            return x_next
+        if here.active is mask:
+            return x_next  # there it is x outside of the mask already
         return self.space.where(mask, x_next, x)
 
-    def stop(self) -> None:
-        """The caller asked to stop; every segment keeps its iterate."""
-        self._end(~self.ended, Status.STOPPED)
+    def stop(self, said: Any, here: Point, previous: Point | None) -> None:
+        """The caller says how it ends, for all segments or for each."""
+        before = self.ended
+        if not isinstance(said, Tensor) or not says_how(said):
+            self._end(~self.ended, _stated(said))
+        else:
+            codes = np.broadcast_to(to_host(said), before.shape)
+            for code in np.unique(codes[codes >= 0]):
+                self._end(codes == code, _stated(Status(int(code))))
+        self._finish(self.ended & ~before, here, previous)
 
     def exhaust(self, here: Point, previous: Point | None) -> None:
         """No evaluation is left."""
@@ -358,3 +383,22 @@ class Monitor:
             & (trend < 2.0)
             & (turns.sum(axis=0) >= 10)
         )
+
+
+def says_how(said: Any) -> bool:
+    """Whether a callback's answer names outcomes; else it is yes or no."""
+    if isinstance(said, Tensor):
+        return said.dtype == torch.long
+    return isinstance(said, Status)
+
+
+def _stated(said: Any) -> Status:
+    """What a callback's answer means; it may not claim success."""
+    status = said if isinstance(said, Status) else Status.STOPPED
+    if status in (Status.CONVERGED, Status.MAX_ITER):
+        raise ValueError(
+            "callback may end a solve as STOPPED (True), DIVERGED, STAGNATED "
+            f"or NONFINITE, got {status.name}, which is for the residual to "
+            "say"
+        )
+    return status

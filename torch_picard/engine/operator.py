@@ -52,8 +52,11 @@ class Evaluator:
         self._autocast = None
         self._weights = None
         backend = getattr(operator, "backend", None)
-        self._fused = not self.compiling and fused.is_native(
-            backend, space.device
+        # the kernels measure in l2
+        self._fused = (
+            not self.compiling
+            and space.distance is None
+            and fused.is_native(backend, space.device)
         )
         if self.compiling:
             self._draws = ReplayedDraws()

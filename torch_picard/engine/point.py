@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .space import Leaves, Space, detach, sub
+from .space import Leaves, Space, sub
 
 
 class Point:
@@ -29,30 +29,24 @@ class Point:
         self._f: Leaves | None = None
         # f is not kept: a method that does not ask for it should not hold
         # another state in the cache
-        difference = sub(detach(z), detach(x))
-        self.residual: Tensor = space.norm(space.lift(difference))
+        self.residual: Tensor = space.residual(x, z)
 
     @property
     def norm(self) -> Tensor:
         """|P(x)| per segment [S], outside the graph."""
-        return self.space.norm(detach(self.z))
+        return self.space.extent(self.z)
 
     def on_host(self) -> tuple[np.ndarray, np.ndarray | None]:
         """r(x), and |P(x)| if that costs nothing more."""
         return to_host(self.residual), None
 
-    def smoothed(self, alpha: float | Tensor) -> Leaves:
-        """alpha*x + (1-alpha)*P(x): alpha weights the OLD state."""
-        if not isinstance(alpha, Tensor):
-            if alpha == 0:
-                return self.z
-            return tuple(
-                torch.lerp(a, b, 1 - alpha) for a, b in zip(self.x, self.z)
-            )
-        return tuple(
-            torch.lerp(a, b, (1 - alpha).to(a).expand_as(a))
-            for a, b in zip(self.x, self.z)
-        )
+    def smoothed(self, *alpha: float | Tensor) -> Leaves:
+        """alpha*x + (1-alpha)*P(x): alpha weights the OLD state. One alpha,
+        or one for each leaf."""
+        if len(alpha) == 1:
+            alpha = alpha * len(self.x)
+        leaves = zip(self.x, self.z, alpha)
+        return tuple(_smoothed(x, z, a) for x, z, a in leaves)
 
     @property
     def f(self) -> Leaves:
@@ -99,8 +93,14 @@ class Smoothed(Point):
         both = np.sqrt(self.stats.cpu().numpy())
         return both[:, 0], both[:, 1]
 
-    def smoothed(self, alpha: float | Tensor) -> Leaves:
+    def smoothed(self, *alpha: float | Tensor) -> Leaves:
         return self.y
+
+
+def _smoothed(x: Tensor, z: Tensor, alpha: float | Tensor) -> Tensor:
+    if isinstance(alpha, Tensor):
+        return torch.lerp(x, z, (1 - alpha).to(x).expand_as(x))
+    return z if alpha == 0 else torch.lerp(x, z, 1 - alpha)
 
 
 def to_host(t: Tensor) -> np.ndarray:

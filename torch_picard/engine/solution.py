@@ -49,6 +49,8 @@ class Solution:
             Infinite where nothing supports a bound. It is an estimate, not a
             certificate.
         info: what the method has to report, by name, each [S]; see there.
+        rounds: of a sequence that is solved in parallel, the batched calls
+            made one after the other; None elsewhere.
         backward: the :class:`Solution` of the linear solve behind the
             implicit gradient (``value=None``), after ``backward()``.
     """
@@ -62,6 +64,7 @@ class Solution:
     ending: Ending | None = None
     info: dict[str, Tensor] = field(default_factory=dict)
     method_state: Any = None
+    rounds: int | None = None
     backward: Solution | None = None
 
     @property

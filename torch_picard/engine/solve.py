@@ -37,6 +37,7 @@ def fixed_point(
     gradient: Gradient = Unrolled(),  # noqa: B008
     on_failure: str = "warn",
     callback: Callable[[int, Any, Tensor], Any] | None = None,
+    distance: Callable[[Any, Any], Tensor] | None = None,
 ) -> Solution:
     r"""Solve x = P(x).
 
@@ -69,7 +70,14 @@ def fixed_point(
             (:class:`ConvergenceError` carrying the Solution) or
             ``"ignore"``. The fixed-count path never fails.
         callback: called as ``callback(k, x_k, residual)``, residual [S],
-            after each evaluation; returning True stops the solve.
+            after each evaluation. Returning True stops the solve; a
+            :class:`Status` that is a failure ends it with that one; a
+            LongTensor [S] does so segment by segment, -1 to go on.
+        distance: the residual in units of its own, as in RMS Angstrom
+            between structures: ``distance(x, P(x))`` of shape [S], detached.
+            Converged when it is at most ``atol``; ``rtol`` must be 0, the
+            method :class:`Picard`, and ``error_bound`` is in these units.
+            (default: the l2 norm of P(x) - x)
 
     Returns:
         A :class:`Solution`.
@@ -86,10 +94,45 @@ def fixed_point(
     _check(operator, method, max_iter, rtol, atol, gradient, on_failure)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable, got {callback!r}")
+    if distance is not None:
+        _check_distance(distance, method, rtol)
+    return solve(
+        operator,
+        x0,
+        method=method,
+        max_iter=max_iter,
+        rtol=rtol,
+        atol=atol,
+        segments=segments,
+        gradient=gradient,
+        on_failure=on_failure,
+        callback=callback,
+        distance=distance,
+    )
+
+
+def solve(
+    operator: Callable[[Any], Any],
+    x0: Any,
+    *,
+    method: Method,
+    max_iter: int,
+    rtol: float,
+    atol: float,
+    segments: Any,
+    gradient: Gradient,
+    on_failure: str,
+    callback: Callable[[int, Any, Tensor], Any] | None = None,
+    distance: Callable[[Any, Any], Tensor] | None = None,
+    images: bool = False,
+) -> Solution:
+    """:func:`fixed_point` with its options checked. ``images``: the value is
+    P(x_k) where it would be x_k, unless the evaluations ran out: for
+    operators whose output is what is wanted, not their argument."""
     warm = x0 if isinstance(x0, Solution) else None
     if warm is not None:
         x0 = tree_map(torch.detach, warm.value)
-    space = Space(x0, segments)
+    space = Space(x0, segments, distance)
     checkpointed = isinstance(gradient, Unrolled) and gradient.checkpoint
     counted = rtol == 0 and atol == 0
     with held_weights(operator):
@@ -97,7 +140,7 @@ def fixed_point(
         watch: FixedCount | Monitor = (
             FixedCount(space, method, max_iter)
             if counted
-            else Monitor(space, rtol, atol, method)
+            else Monitor(space, rtol, atol, method, images)
         )
         carry = _carry(method, space, warm)
         start = space.start
@@ -130,7 +173,7 @@ def fixed_point(
     solution.value = space.pack(value)
     observers.notify(solution)
     if not counted:
-        solution.report(on_failure, stacklevel=2)
+        solution.report(on_failure, stacklevel=3)
     return solution
 
 
@@ -227,6 +270,21 @@ def _check(
     check_count("max_iter", max_iter)
     check_tolerances(rtol, atol)
     check_on_failure(on_failure)
+
+
+def _check_distance(distance: Any, method: Method, rtol: float) -> None:
+    if not callable(distance):
+        raise TypeError(f"distance must be callable, got {distance!r}")
+    if rtol != 0:
+        raise ValueError(
+            f"rtol must be 0 beside a distance, got {rtol}: it is relative to "
+            "|P(x)| in l2; say how close is enough by atol"
+        )
+    if not isinstance(method, Picard):
+        raise ValueError(
+            "method must be Picard beside a distance, got "
+            f"{type(method).__name__}, which judges its steps in l2"
+        )
 
 
 def check_tolerances(rtol: Any, atol: Any) -> None:

@@ -102,9 +102,16 @@ class Space:
         x0: the initial state; fixes structure, shapes, dtypes and device.
         segments: ``None``, ``"leading"``, a sorted LongTensor [N], or a
             structure of such tensors that matches ``x0``.
+        distance: the residual is ``distance(x, P(x))``, [S], instead of the
+            l2 norm of their difference.
     """
 
-    def __init__(self, x0: Any, segments: Any = None):
+    def __init__(
+        self,
+        x0: Any,
+        segments: Any = None,
+        distance: Callable[[Any, Any], Tensor] | None = None,
+    ):
         if isinstance(x0, Tensor):
             self.spec, leaves = None, (x0,)
         else:
@@ -121,6 +128,7 @@ class Space:
         self.start: Leaves = leaves
         self.segments = _segments(segments, leaves, self.spec)
         self.size = self.segments.size
+        self.distance = distance
         self._ptr: list[Tensor | None] | None = None
 
     @property
@@ -206,6 +214,27 @@ class Space:
         if len(norms) == 1:
             return norms[0]
         return torch.linalg.vector_norm(torch.stack(norms), dim=0)
+
+    def residual(self, x: Leaves, z: Leaves) -> Tensor:
+        """How far x is from z = P(x), [S], outside the autograd graph."""
+        x, z = detach(x), detach(z)
+        if self.distance is None:
+            return self.norm(self.lift(sub(z, x)))
+        r = self.distance(self.pack(x), self.pack(z))
+        if not isinstance(r, Tensor) or r.numel() != self.size:
+            shape = list(r.shape) if isinstance(r, Tensor) else type(r)
+            raise ValueError(
+                f"distance must return one number for each of {self.size} "
+                f"segments, got {shape}"
+            )
+        return r.detach().reshape(-1).to(self.device, self.dtype)
+
+    def extent(self, z: Leaves) -> Tensor:
+        """|z| per segment, [S]: what a relative tolerance is relative to,
+        and not finite where z is not. 0 beside a ``distance``, which has
+        units of its own."""
+        norm = self.norm(detach(z))
+        return norm if self.distance is None else 0 * norm
 
     def dot(self, u: Leaves, v: Leaves) -> Tensor:
         """Inner product per segment, [S]."""

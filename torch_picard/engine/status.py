@@ -62,7 +62,7 @@ _MEANING = {
         "larger alpha."
     ),
     Status.STOPPED: (
-        "the callback returned True; the value is the iterate it saw."
+        "the callback asked to stop; the value is the iterate it saw."
     ),
 }
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ..operator import Evaluator
 from ..point import Point
-from ..space import Leaves
+from ..space import Leaves, Space
 from .base import Method, check_alpha
 
 
@@ -30,35 +31,66 @@ class Picard(Method):
 
     Args:
         alpha: in [0, 1); a number, or a Tensor that broadcasts to the state
-            and may be learned. (default: :obj:`0.5`)
+            and may be learned; or one for each leaf, in the structure of the
+            state. (default: :obj:`0.5`)
 
     Source: Zappala et al. 2023, Algorithm 1.
     """
 
-    alpha: float | Tensor = 0.5
+    alpha: Any = 0.5
 
     def __post_init__(self):
-        check_alpha(self.alpha)
+        for alpha in self._each:
+            check_alpha(alpha)
+
+    @property
+    def _each(self) -> list[float | Tensor]:
+        """One for all leaves, or one for each."""
+        if isinstance(self.alpha, (dict, list, tuple)):
+            return pytree.tree_leaves(self.alpha)
+        return [self.alpha]
 
     @property
     def stride(self) -> float:
-        return 1.0 if isinstance(self.alpha, Tensor) else 1.0 - self.alpha
+        return max(
+            1.0 if isinstance(alpha, Tensor) else 1.0 - alpha
+            for alpha in self._each
+        )
 
     @property
-    def smoothing(self) -> float | Tensor:
-        return self.alpha
+    def smoothing(self) -> float | Tensor | None:
+        return self._each[0] if len(self._each) == 1 else None
 
-    def init(self, space):
-        check_alpha(self.alpha)  # a learnable one moves after construction
-        if isinstance(self.alpha, Tensor):
-            for shape in space.shapes:
-                _check_broadcasts(self.alpha, shape)
-        return None
+    def init(self, space: Space) -> tuple[float | Tensor, ...]:
+        """One alpha a leaf."""
+        self.__post_init__()  # a learnable one moves after construction
+        each = self._each * len(space.shapes)
+        if isinstance(self.alpha, (dict, list, tuple)):
+            each = _matched(self.alpha, space)
+        for alpha, shape in zip(each, space.shapes):
+            if isinstance(alpha, Tensor):
+                _check_broadcasts(alpha, shape)
+        return tuple(each)
+
+    def resume(self, carry: Any, space: Space) -> tuple[float | Tensor, ...]:
+        return self.init(space)
 
     def step(
         self, evaluate: Evaluator, here: Point, carry: Any, left: int
     ) -> tuple[Leaves, Any]:
-        return here.smoothed(self.alpha), carry
+        return here.smoothed(*carry), carry
+
+
+def _matched(alpha: Any, space: Space) -> list[Any]:
+    try:
+        if space.spec is None:
+            raise ValueError("the state is a single Tensor")
+        return space.spec.flatten_up_to(alpha)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            "alpha must be a number, a Tensor, or a structure of these that "
+            f"matches the state, but: {error}"
+        ) from None
 
 
 def _check_broadcasts(alpha: Tensor, shape: torch.Size) -> None:
