@@ -13,7 +13,7 @@ from .monitor import FixedCount, Monitor, says_how
 from .operator import Evaluator
 from .point import Point, secant
 from .solution import Ending, Solution
-from .space import Leaves, Space, tree_map
+from .space import Leaves, Space, detach, tree_map
 from .status import Status
 
 
@@ -26,9 +26,12 @@ def iterate(
     max_iter: int,
     watch: FixedCount | Monitor,
     callback: Callable[[int, Any, Tensor], Any] | None = None,
+    forget: bool = False,
 ) -> tuple[Leaves, Solution]:
     """Evaluate, judge, step; until every segment has ended or ``max_iter``
-    evaluations are spent. Returns the leaves and a Solution without value."""
+    evaluations are spent. Returns the leaves and a Solution without value.
+    ``forget``: gradients go through one evaluation, not back to the x it was
+    made at."""
     space = evaluate.space
     if isinstance(watch, FixedCount) and callback is None:
         done = evaluate.steps(x, method.smoothing, max_iter)
@@ -41,6 +44,8 @@ def iterate(
     budget = evaluate.count + max_iter
     while evaluate.count < budget and not watch.done:
         previous = here if watch.stride is None else None
+        if forget:
+            x, here = detach(x), None
         # a callback is shown the residuals of all segments
         active = watch.active if callback is None else None
         here = evaluate.point(x, method.smoothing, active)

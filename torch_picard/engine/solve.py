@@ -120,21 +120,25 @@ def solve(
     rtol: float,
     atol: float,
     segments: Any,
-    gradient: Gradient,
+    gradient: Gradient | None,
     on_failure: str,
     callback: Callable[[int, Any, Tensor], Any] | None = None,
     distance: Callable[[Any, Any], Tensor] | None = None,
     images: bool = False,
 ) -> Solution:
-    """:func:`fixed_point` with its options checked. ``images``: the value is
-    P(x_k) where it would be x_k, unless the evaluations ran out: for
-    operators whose output is what is wanted, not their argument."""
+    """:func:`fixed_point` with its options checked.
+
+    ``images``, for operators whose output is what is wanted, not their
+    argument: the value is P(x_k) where it would be x_k, unless the
+    evaluations ran out; tolerances of 0 are tolerances, not a fixed count.
+    ``gradient=None``: of the last evaluation alone, at the x it was made at.
+    """
     warm = x0 if isinstance(x0, Solution) else None
     if warm is not None:
         x0 = tree_map(torch.detach, warm.value)
     space = Space(x0, segments, distance)
     checkpointed = isinstance(gradient, Unrolled) and gradient.checkpoint
-    counted = rtol == 0 and atol == 0
+    counted = rtol == 0 and atol == 0 and not images
     with held_weights(operator):
         evaluate = Evaluator(operator, space, checkpointed, counted)
         watch: FixedCount | Monitor = (
@@ -154,9 +158,11 @@ def solve(
                 max_iter=max_iter,
                 watch=watch,
                 callback=callback,
+                forget=gradient is None,
             )
 
-        if isinstance(gradient, Unrolled) or not torch.is_grad_enabled():
+        through = gradient is None or isinstance(gradient, Unrolled)
+        if through or not torch.is_grad_enabled():
             value, solution = run(start)
         else:
             if parametrize._cache_enabled:
@@ -166,6 +172,7 @@ def solve(
                 evaluate(start)
             with torch.no_grad():
                 value, solution = run(detach(start))
+            assert gradient is not None
             value = _differentiable(
                 gradient, evaluate, value, start, solution, on_failure
             )
