@@ -141,14 +141,12 @@ def test_growth_is_divergence_whatever_the_budget(rate, n):
     solution = Recycler(
         lambda x: rate * x, distance=gap, max_recycles=n, on_failure="ignore",
     )(torch.full((2,), 10.0))  # fmt: skip
-    grown = rate ** n > 4
+    grown = rate**n > 4
     want = Status.DIVERGED if grown else Status.MAX_ITER
     assert solution.status == want
     if grown:  # the output of the pass that changed least, the first
         assert solution.residual == solution.residual_history.min()
-        torch.testing.assert_close(
-            solution.value, torch.full((2,), 10 * rate)
-        )
+        torch.testing.assert_close(solution.value, torch.full((2,), 10 * rate))
 
 
 @given(st.integers(2, 4), st.integers(8, 30))
