@@ -60,7 +60,8 @@ def ca_distance(prev: Tensor, cur: Tensor, mask: Tensor | None = None):
 def _distances(x: Tensor) -> Tensor:
     x = x.detach()
     x = x if x.dtype == torch.float64 else x.float()
-    return (x[..., :, None, :] - x[..., None, :, :]).norm(dim=-1)
+    # by differences: |x|^2 + |y|^2 - 2 x.y would lose the small ones
+    return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _check_coordinates(name: str, x: Any) -> None:

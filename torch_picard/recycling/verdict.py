@@ -48,7 +48,7 @@ class Verdict:
         self.output: Any = None
         self._outputs: deque[Any] = deque(maxlen=LONGEST_CYCLE)
         self._changes: list[Tensor] = []
-        self._back: dict[int, Tensor] = {}
+        self._late: dict[int, Tensor] = {}
 
     def __call__(self, k: int, change: Tensor) -> Tensor:
         """A :class:`Status` for each segment, or -1; ``change`` [S] is what
@@ -67,13 +67,13 @@ class Verdict:
         change = self._changes[-1]
         found = torch.zeros_like(change, dtype=torch.bool)
         for period in range(2, 1 + min(LONGEST_CYCLE, len(self._outputs))):
-            gap = self.distance(self._outputs[-period], self.output)
-            back = gap.reshape(-1).to(change) <= BACK * change
-            before = self._back.get(period, torch.zeros_like(back))
             rate = (change / self._changes[-1 - period]) ** (1 / period)
-            reached = change * rate ** (self.passes - 1 - k) <= self.tol
-            found |= back & before & ~reached
-            self._back[period] = back
+            late = ~(change * rate ** (self.passes - 1 - k) <= self.tol)
+            if late.any():  # else the distance is not worth its cost
+                gap = self.distance(self._outputs[-period], self.output)
+                late &= gap.reshape(-1).to(change) <= BACK * change
+            found |= late & self._late.get(period, False)
+            self._late[period] = late
         return found
 
     def _grows(self, k: int) -> Tensor:
