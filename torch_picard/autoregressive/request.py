@@ -1,0 +1,320 @@
+"""What is asked for: arguments, checked, and in one form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .choice import warpers
+from .guesses import INITS
+from .models import Cached, Whole, call
+
+ON_FAILURE = ("warn", "raise", "ignore")
+
+
+@dataclass
+class Request:
+    """B prompts of P tokens, on the CPU, and what to make of them."""
+
+    model: Whole | Cached
+    prompt: Tensor  # [B, P]
+    mask: Tensor  # [B, P] bool
+    new: int
+    device: torch.device
+    eos: Tensor | None = None
+    pad: int | None = None
+    do_sample: bool = False
+    processors: list[Callable] = field(default_factory=list)
+    criteria: list[Callable] = field(default_factory=list)
+    clocks: list[Callable] = field(default_factory=list)
+
+    @property
+    def filler(self) -> int:
+        if self.pad is not None:
+            return self.pad
+        return 0 if self.eos is None else int(self.eos[0])
+
+
+def check_options(
+    input_ids: Any,
+    block_size: Any,
+    synced_gpus: Any,
+    init: Any,
+    on_failure: Any,
+) -> None:
+    if not isinstance(input_ids, Tensor):
+        raise TypeError(
+            "input_ids must be a long tensor [B, P], got "
+            f"{type(input_ids).__name__}"
+        )
+    if input_ids.dim() != 2 or input_ids.dtype not in (torch.long, torch.int):
+        raise ValueError(
+            "input_ids must be a long tensor [B, P], got "
+            f"{input_ids.dtype} {list(input_ids.shape)}"
+        )
+    if not input_ids.numel():
+        raise ValueError(
+            "input_ids must hold a text and a token, for what is first cannot "
+            f"follow from anything; got {list(input_ids.shape)}"
+        )
+    integers("block_size", block_size, 1, needed=True)
+    if synced_gpus:
+        raise ValueError(
+            "synced_gpus must be False: the number of calls depends on the "
+            "text, so processes that share a model would wait for each other"
+        )
+    if init not in INITS:
+        raise ValueError(f"init must be one of {INITS}, got {init!r}")
+    if on_failure not in ON_FAILURE:
+        raise ValueError(
+            f"on_failure must be one of {ON_FAILURE}, got {on_failure!r}"
+        )
+
+
+def integers(
+    name: str,
+    value: Any,
+    least: int,
+    *,
+    many: bool = False,
+    needed: bool = False,
+) -> None:
+    """An int of at least ``least``; with ``many`` also a list of them."""
+    if value is None and not needed:
+        return
+    if many and isinstance(value, Tensor):
+        value = value.tolist()
+    given = value if many and isinstance(value, list | tuple) else [value]
+    if not given or any(
+        isinstance(v, bool) or not isinstance(v, int) for v in given
+    ):
+        kind = "an int or a list of them" if many else "an int"
+        raise TypeError(f"{name} must be {kind}, got {value!r}")
+    if min(given) < least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}")
+
+
+def plain(
+    model: Any,
+    input_ids: Tensor,
+    new: int | None,
+    eos: Any,
+    pad: int | None,
+    processors: Any,
+    criteria: Any,
+    config: Any,
+    model_kwargs: dict[str, Any],
+) -> Request:
+    """For a callable, which knows no padding."""
+    if not callable(model):
+        raise TypeError(
+            "model must be a language model of transformers or a callable "
+            f"from tokens to logits, got {type(model).__name__}"
+        )
+    mask = model_kwargs.pop("attention_mask", None)
+    if mask is not None and not bool((mask != 0).all()):
+        raise ValueError(
+            "attention_mask must be all ones for a callable, which does not "
+            "see it: decode texts of different length one by one"
+        )
+    _refuse(model_kwargs, "attention_mask")
+    new = _first(new, getattr(config, "max_new_tokens", None))
+    if new is None:
+        raise ValueError(
+            "max_new_tokens must be given for a callable, got None"
+        )
+    eos = _first(eos, getattr(config, "eos_token_id", None))
+    pad = _first(pad, getattr(config, "pad_token_id", None))
+    sample = bool(getattr(config, "do_sample", False))
+    used = torch.ones_like(input_ids, dtype=torch.bool)
+
+    def forward(tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        return _checked(model(tokens.to(input_ids.device)), tokens)
+
+    found = Request(
+        Whole(forward, used, used.long().cumsum(1) - 1),
+        input_ids.cpu(),
+        used.cpu(),
+        new,
+        input_ids.device,
+        _ids(eos),
+        pad,
+        sample,
+        [*_several(processors), *(warpers(config) if sample else [])],
+    )
+    _add_criteria(found, criteria, own_eos=eos is not None)
+    return found
+
+
+def prepared(
+    model: Any,
+    input_ids: Tensor,
+    new: int | None,
+    eos: Any,
+    pad: int | None,
+    processors: Any,
+    criteria: Any,
+    config: Any,
+    model_kwargs: dict[str, Any],
+) -> Request:
+    """For a model of transformers: what its ``generate`` hands on. Of the
+    arguments that are given to this function as well, generate knows nothing.
+    """
+    if model.config.is_encoder_decoder:
+        raise ValueError(
+            f"model must be decoder only, got {type(model).__name__}"
+        )
+    for name, why in _REFUSED.items():
+        if (value := getattr(config, name, None)) not in (None, False, 0):
+            if not (name == "num_beams" and value == 1):
+                raise ValueError(f"{name}={value!r} is not for this: {why}")
+    device = model.device
+    ids = input_ids.to(device)
+    pad = _first(pad, config.pad_token_id)
+    mask = model_kwargs.pop("attention_mask", None)
+    positions = model_kwargs.pop("position_ids", None)
+    cache = model_kwargs.pop("past_key_values", None)
+    use_cache = model_kwargs.pop("use_cache", True)
+    _refuse(
+        model_kwargs,
+        "attention_mask, position_ids, past_key_values, use_cache",
+    )
+    if mask is None:
+        mask, positions = torch.ones_like(ids), None
+        own = _ids(eos)
+        if pad is not None and (own is None or pad not in own):
+            if bool((ids == pad).any()):
+                mask = (ids != pad).long()
+    if mask.shape != ids.shape:
+        raise ValueError(
+            f"attention_mask must be {list(ids.shape)} like input_ids, got "
+            f"{list(mask.shape)}"
+        )
+    mask = mask.to(device) != 0
+    if positions is None:
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    scorer: Whole | Cached
+    if use_cache:
+        if cache is None:
+            from transformers import DynamicCache
+
+            cache = DynamicCache(config=model.config)
+        if not hasattr(cache, "crop"):
+            raise ValueError(
+                "past_key_values must be a cache that can be cropped, such as "
+                f"DynamicCache, got {type(cache).__name__}"
+            )
+        scorer = Cached(model, cache, mask, positions.expand_as(ids))
+    else:
+
+        def forward(tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+            length = tokens.size(1)
+            return call(model, tokens.to(device), mask, positions, length)
+
+        scorer = Whole(forward, mask, positions.expand_as(ids))
+    found = Request(
+        scorer, ids.cpu(), mask.cpu(), 0, device, _ids(eos), pad,
+        bool(config.do_sample), _several(processors),
+    )  # fmt: skip
+    if eos is not None:
+        _set_eos(found, config, eos)
+    longest = _add_criteria(found, criteria, own_eos=eos is not None)
+    found.new = _first(new, longest - ids.size(1))
+    return found
+
+
+_REFUSED = {
+    "num_beams": "one text a row is decoded",
+    "prompt_lookup_num_tokens": "say init='prompt_lookup'",
+    "prefill_chunk_size": "the prompt is evaluated at once",
+    "return_dict_in_generate": "return_solution=True returns what is known",
+    "output_scores": "return_solution=True returns what is known",
+    "output_logits": "return_solution=True returns what is known",
+    "output_attentions": "return_solution=True returns what is known",
+    "output_hidden_states": "return_solution=True returns what is known",
+}
+
+# generate adds them by itself; they say nothing here
+_OF_GENERATE = ("logits_to_keep", "num_logits_to_keep", "cache_position")
+
+
+def _refuse(model_kwargs: dict[str, Any], known: str) -> None:
+    for name, value in model_kwargs.items():
+        if value is not None and name not in _OF_GENERATE:
+            raise TypeError(
+                f"jacobi_generate got an argument {name!r}; of those for the "
+                f"model it knows {known}"
+            )
+
+
+def _add_criteria(found: Request, criteria: Any, own_eos: bool) -> int:
+    """Sort them; returns the greatest length that they allow. An EOS that
+    was given replaces theirs."""
+    longest = 2**62
+    for criterion in _several(criteria):
+        name = type(criterion).__name__
+        if name == "MaxLengthCriteria":
+            longest = min(longest, criterion.max_length)
+        elif name == "MaxTimeCriteria":
+            found.clocks.append(criterion)
+        elif hasattr(criterion, "eos_token_id"):
+            if not own_eos:
+                more = _ids(criterion.eos_token_id)
+                both = [e for e in (found.eos, more) if e is not None]
+                found.eos = torch.cat(both)
+        else:
+            found.criteria.append(criterion)
+    found.new = min(found.new, longest - found.prompt.size(1))
+    return longest
+
+
+def _set_eos(found: Request, config: Any, eos: Any) -> None:
+    """Processors that keep an EOS away must know the one that was given."""
+    from transformers.generation import logits_process as made
+
+    keeps = (
+        made.MinLengthLogitsProcessor,
+        made.MinNewTokensLengthLogitsProcessor,
+    )
+    least = config.min_length or 0
+    if config.min_new_tokens:
+        least = found.prompt.size(1) + config.min_new_tokens
+    rest = [p for p in found.processors if not isinstance(p, keeps)]
+    if least:
+        ids = torch.as_tensor(eos).flatten().tolist()
+        rest.insert(0, keeps[0](least, ids, device=str(found.device)))
+    found.processors = rest
+
+
+def _several(given: Any) -> list:
+    if given is None:
+        return []
+    return list(given) if isinstance(given, list | tuple) else [given]
+
+
+def _first(*given: Any) -> Any:
+    return next((v for v in given if v is not None), None)
+
+
+def _ids(eos: Any) -> Tensor | None:
+    if eos is None:
+        return None
+    return torch.as_tensor(eos, dtype=torch.long).cpu().flatten()
+
+
+def _checked(out: Any, tokens: Tensor) -> Tensor:
+    logits = getattr(out, "logits", out)
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"model must return logits [B, n, V], got {type(out).__name__}"
+        )
+    if logits.dim() != 3 or logits.shape[:2] != tokens.shape:
+        raise ValueError(
+            f"model must return logits [B, n, V] for tokens [B, n] = "
+            f"{list(tokens.shape)}, got {list(logits.shape)}"
+        )
+    return logits
