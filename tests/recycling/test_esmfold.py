@@ -1,5 +1,7 @@
 """transformers' ESMFold, tiny and random, with early stop."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -58,7 +60,7 @@ def inputs():
 def same(ours, theirs):
     assert set(ours.keys()) == set(theirs.keys())
     for name, t in theirs.items():
-        torch.testing.assert_close(ours[name], t, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close({name: ours[name]}, {name: t})
 
 
 @pytest.mark.parametrize("n", [0, 3])
@@ -83,7 +85,7 @@ def test_early_stop_each_protein_at_its_own_pass(model, inputs):
         ]
         ca = [out.positions[-1][..., 1, :] for out in passes]
         changes = torch.stack(
-            [ca_distance(a, b, mask) for a, b in zip(ca, ca[1:])]
+            [ca_distance(a, b, mask) for a, b in pairwise(ca)]
         )
         # between the changes of the two, so that they stop apart
         tol = changes[1].mean().item()

@@ -9,8 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torch_picard import (
-    ConvergenceError, ConvergenceWarning, Implicit, Status, Unrolled,
-)  # fmt: skip
+    ConvergenceError,
+    ConvergenceWarning,
+    Implicit,
+    Status,
+    Unrolled,
+)
 from torch_picard.recycling import Recycler, ca_distance
 
 TARGET = torch.tensor([[0.0, 0.0, 0.0], [3.8, 0.0, 0.0], [3.8, 3.8, 0.0]])
@@ -282,10 +286,11 @@ def test_any_structure_and_smoothing_of_chosen_parts():
 
 def test_integers_of_ended_members_stay():
     rate = torch.tensor([[0.1], [0.8]])
+    start = (torch.full((2, 1), 8.0), torch.zeros(2, dtype=torch.int32))
     solution = Recycler(
         lambda s: (rate * s[0], s[1] + 1), tol=0.5,
         distance=lambda a, b: gap(a[0], b[0]),
-    )((torch.full((2, 1), 8.0), torch.zeros(2, dtype=torch.int32)))  # fmt: skip
+    )(start)  # fmt: skip
     x, count = solution.value
     assert count.dtype == torch.int32
     for b in range(2):
