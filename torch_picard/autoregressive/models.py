@@ -34,7 +34,8 @@ class Whole:
 
     def logits(self, text: Tensor, at: Tensor, width: int) -> Tensor:
         prompt = self._mask.size(1)
-        end = min(prompt + int(at.max()) + width - 1, text.size(1))
+        # the last token is evaluated, but nothing follows from it
+        end = min(prompt + int(at.max()) + width - 1, text.size(1) - 1)
         new = end - prompt
         mask = append(self._mask, self._mask.new_ones(len(text), new))
         step = torch.arange(1, new + 1, device=mask.device)

@@ -137,7 +137,7 @@ def plain(
 
     found = Request(
         Whole(forward, used, used.long().cumsum(1) - 1),
-        input_ids.cpu(),
+        input_ids.long().cpu(),
         used.cpu(),
         new,
         input_ids.device,
@@ -173,7 +173,7 @@ def prepared(
             if not (name == "num_beams" and value == 1):
                 raise ValueError(f"{name}={value!r} is not for this: {why}")
     device = model.device
-    ids = input_ids.to(device)
+    ids = input_ids.long().to(device)
     pad = _first(pad, config.pad_token_id)
     mask = model_kwargs.pop("attention_mask", None)
     positions = model_kwargs.pop("position_ids", None)
