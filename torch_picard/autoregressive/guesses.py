@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 INITS = ("repeat", "prompt_lookup", "lookahead")
-LONGEST, SHORTEST = 8, 1
+# Less than SHORTEST tokens say less about what follows than an image does.
+LONGEST, SHORTEST = 8, 3
 
 
 class Pool:
-    """What has followed n-grams of up to LONGEST tokens."""
+    """What has followed n-grams of SHORTEST to LONGEST tokens."""
 
     def __init__(self) -> None:
         self._next: dict[tuple[int, ...], int] = {}

@@ -220,10 +220,10 @@ def prepared(
         scorer, ids.cpu(), mask.cpu(), 0, device, _ids(eos), pad,
         bool(config.do_sample), _several(processors),
     )  # fmt: skip
-    if eos is not None:
-        _set_eos(found, config, eos)
     longest = _add_criteria(found, criteria, own_eos=eos is not None)
     found.new = _first(new, longest - ids.size(1))
+    if new is not None or eos is not None:
+        _adapt(found, config, eos)
     return found
 
 
@@ -272,22 +272,32 @@ def _add_criteria(found: Request, criteria: Any, own_eos: bool) -> int:
     return longest
 
 
-def _set_eos(found: Request, config: Any, eos: Any) -> None:
-    """Processors that keep an EOS away must know the one that was given."""
+def _adapt(found: Request, config: Any, eos: Any) -> None:
+    """Make the processors that were made without the arguments that generate
+    did not see: they keep an EOS away at first, or put one at the end."""
     from transformers.generation import logits_process as made
 
-    keeps = (
-        made.MinLengthLogitsProcessor,
-        made.MinNewTokensLengthLogitsProcessor,
-    )
+    prompt, device = found.prompt.size(1), str(found.device)
+    about: list[type] = [made.ForcedEOSTokenLogitsProcessor]
+    if eos is not None:
+        about.append(made.MinLengthLogitsProcessor)
+        about.append(made.MinNewTokensLengthLogitsProcessor)
+    found.processors = [
+        p for p in found.processors if not isinstance(p, tuple(about))
+    ]
     least = config.min_length or 0
     if config.min_new_tokens:
-        least = found.prompt.size(1) + config.min_new_tokens
-    rest = [p for p in found.processors if not isinstance(p, keeps)]
-    if least:
+        least = prompt + config.min_new_tokens
+    if least and eos is not None:
         ids = torch.as_tensor(eos).flatten().tolist()
-        rest.insert(0, keeps[0](least, ids, device=str(found.device)))
-    found.processors = rest
+        first = made.MinLengthLogitsProcessor(least, ids, device)
+        found.processors.insert(0, first)
+    if (last := config.forced_eos_token_id) is not None:
+        found.processors.append(
+            made.ForcedEOSTokenLogitsProcessor(
+                prompt + found.new, last, device
+            )
+        )
 
 
 def _several(given: Any) -> list:
