@@ -80,14 +80,21 @@ class Front:
         return torch.where(self.active, width, torch.zeros_like(width))
 
     def advance(
-        self, residual: Tensor, passed: Tensor, finite: Tensor | None = None
+        self,
+        residual: Tensor,
+        passed: Tensor,
+        finite: Tensor | None = None,
+        bounded: Tensor | None = None,
     ) -> Tensor:
         """After a round: what the positions changed by, and who is settled.
 
         Args:
             residual: [B, W], the change of position at[b] + j, in any unit.
             passed: [B, W] bool, whether that is small enough.
-            finite: [B, W] bool, whether the image is finite.
+            finite: [B, W] bool, whether the image is finite; a settled one
+                that is not ends its row NONFINITE.
+            bounded: [B, W] bool, whether it is as small as it should be; else
+                its row ends DIVERGED.
 
         Returns:
             long [B], how many positions have been settled.
@@ -97,13 +104,19 @@ class Front:
         inside = column < width[:, None]
         run = (passed & inside).long().cumprod(1).sum(1)
         moved = torch.minimum(run + 1, width)
+        ends = []
+        for held, status in (
+            (finite, Status.NONFINITE),
+            (bounded, Status.DIVERGED),
+        ):
+            if held is None:
+                continue
+            # what is settled is final: the sequence itself is broken there
+            lost = (column < moved[:, None]) & ~held
+            broken = lost.any(1)
+            moved = torch.where(broken, lost.long().argmax(1), moved)
+            ends.append((broken, status))
         settled = column < moved[:, None]
-        if finite is not None:
-            # what is settled is final: the sequence itself holds a NaN
-            broken = (settled & ~finite).any(1)
-            first = (settled & ~finite).long().argmax(1)
-            moved = torch.where(broken, first, moved)
-            settled = column < moved[:, None]
         row, j = settled.nonzero(as_tuple=True)
         self.residual[row, self.at[row] + j] = residual[row, j].to(
             self.residual.dtype
@@ -114,8 +127,8 @@ class Front:
         self._rounds += self.active
         self.rounds += 1
         self.at += moved
-        if finite is not None:
-            self._end(broken, Status.NONFINITE)
+        for broken, status in reversed(ends):
+            self._end(broken, status)
         self._end(self.at >= self.length, Status.CONVERGED)
         return moved
 

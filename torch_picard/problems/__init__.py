@@ -2,6 +2,7 @@
 
 from .attention import uniform_attention
 from .bank import bank
+from .diffusion import GaussianDiffusion, gaussian_diffusion
 from .equations import (
     ExactEquation,
     ExactIntegroDifferential,
@@ -23,11 +24,13 @@ from .problem import Problem
 __all__ = [
     "ExactEquation",
     "ExactIntegroDifferential",
+    "GaussianDiffusion",
     "Problem",
     "appnp",
     "bank",
     "cosine",
     "exponential_fredholm",
+    "gaussian_diffusion",
     "green_fredholm",
     "hammerstein",
     "integral_equations",
