@@ -167,7 +167,7 @@ def test_sampled_by_transformers_own_loop_with_the_same_numbers(
         ids = torch.zeros(8, 1, dtype=torch.long)
         return choice(scores, ids, torch.arange(8), where)[0]
 
-    choice = Choice([], 8, True, torch.Generator().manual_seed(5))
+    choice = Choice([], 8, PROMPT, True, torch.Generator().manual_seed(5))
     monkeypatch.setattr(torch, "multinomial", draw)
     want = model.generate(**given, **options)
     monkeypatch.undo()

@@ -39,6 +39,7 @@ class Choice:
     Args:
         processors: callables (ids [B, n], scores [B, V]) -> scores.
         rows: B.
+        prompt: P, length of the text before the first token.
         do_sample: whether to sample.
         generator: of the noise. (default: torch's own)
     """
@@ -47,10 +48,12 @@ class Choice:
         self,
         processors: Sequence[Callable[[Tensor, Tensor], Tensor]],
         rows: int,
+        prompt: int,
         do_sample: bool,
         generator: torch.Generator | None,
     ):
         self._processors, self._rows = list(processors), rows
+        self._prompt = prompt
         names = {type(p).__name__ for p in processors}
         if found := names & _STATEFUL:
             raise ValueError(
@@ -82,9 +85,10 @@ class Choice:
             scores = self._process(scores, text, rows, place)
             finite &= scores.amax(-1).isfinite()
         if self._keys is not None:
-            key = mix(self._keys[rows][:, None] + _ODD * place)
+            new = place - self._prompt
+            key = mix(self._keys[rows][:, None] + _ODD * new)
             scores = scores + gumbel(key.to(scores.device), scores.size(-1))
-        tokens = scores.nan_to_num(nan=-torch.inf).argmax(-1)
+        tokens = scores.argmax(-1)
         both = torch.stack([tokens, finite.long()]).cpu()
         return both[0], both[1].bool()
 

@@ -83,7 +83,7 @@ class Decoder:
         place = torch.arange(self.text.size(1)) - self.prompt
         ids = self.text.where(place < length[:, None], self.pad)
         ids = ids[:, : self.prompt + int(length.max())]
-        return ids, self._solution(ids)
+        return ids, self._solution(ids, length)
 
     def _keep_active(self) -> None:
         """Texts that have ended cost nothing any more."""
@@ -105,7 +105,7 @@ class Decoder:
         for row, a, w in zip(rows.tolist(), at.tolist(), width.tolist()):
             self.guesses.fill(text, row, a, w)
         logits = self.model.logits(text[rows], at, wide)
-        change = torch.zeros(len(rows), wide)
+        change = torch.full((len(rows), wide), torch.nan)
         if self.change is not None:
             change = self.change(logits)
         # behind the end: nowhere
@@ -178,8 +178,9 @@ class Decoder:
             self.streamer.put(column)
         self.streamed = max(self.streamed, end)
 
-    def _solution(self, ids: Tensor) -> Solution:
+    def _solution(self, ids: Tensor, length: Tensor) -> Solution:
         solution = self.front.solution(ids, self.evaluations)
+        solution.info["positions"] = length
         # A settled token was chosen with the text before it as it is.
         exact = solution.converged
         last = solution.residual_history[-1]

@@ -25,7 +25,8 @@ class Change:
         mass = new.exp()
         term = torch.where(mass > 0, mass * (new - old), mass)
         self._old = new
-        return term.sum(-1).clamp(min=0).cpu()
+        # nothing is known of what is not finite
+        return term.sum(-1).nan_to_num(nan=torch.inf).clamp(min=0).cpu()
 
     def settle(self, moved: Tensor) -> None:
         """The window moves on by so many positions, [R]."""

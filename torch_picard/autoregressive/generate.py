@@ -122,7 +122,9 @@ def jacobi_generate(
         # generate has called, and has prepared everything
         request = prepared(model, input_ids, *given, *rules, model_kwargs)
         ids, solution = decode(request)
-    elif isinstance(model, nn.Module) and hasattr(model, "generate"):
+    elif isinstance(model, nn.Module) and hasattr(
+        model, "prepare_inputs_for_generation"
+    ):
         ids, solution = _through_generate(
             model, input_ids, *given, *rules, model_kwargs, decode, streamer
         )
@@ -147,7 +149,13 @@ def _decode(
     prompt, rows = request.prompt, len(request.prompt)
     decoder = Decoder(
         request.model,
-        Choice(request.processors, rows, request.do_sample, generator),
+        Choice(
+            request.processors,
+            rows,
+            prompt.size(1),
+            request.do_sample,
+            generator,
+        ),
         Stop(request.eos, request.criteria, request.clocks, rows),
         Guesses(init, prompt, request.mask),
         prompt,

@@ -68,7 +68,7 @@ class Cached:
     def __init__(
         self, model: Any, cache: Any, mask: Tensor, positions: Tensor
     ):
-        self._model, self.cache = model, cache
+        self._forward, self.cache = Forward(model), cache
         self._mask = mask
         self._prefill: Tensor | None = positions
         self._next = positions[:, -1:]  # of the last settled token
@@ -98,10 +98,8 @@ class Cached:
             new = width
         self._mask = append(self._mask, self._mask.new_ones(len(text), new))
         self._width = width
-        return call(
-            self._model, tokens.to(device), self._mask, positions, width,
-            past_key_values=self.cache,
-        )  # fmt: skip
+        tokens = tokens.to(device)
+        return self._forward(tokens, self._mask, positions, width, self.cache)
 
     def settle(self, moved: Tensor) -> None:
         """So many [R] of the tokens that were fed are right."""
@@ -129,25 +127,33 @@ def append(a: Tensor, b: Tensor) -> Tensor:
     return torch.cat([a, b], 1)
 
 
-def call(
-    model: Any,
-    tokens: Tensor,
-    mask: Tensor,
-    positions: Tensor,
-    keep: int,
-    **options: Any,
-) -> Tensor:
-    """The logits of the last ``keep`` tokens of a transformers model."""
-    known = inspect.signature(model.forward).parameters
-    if "position_ids" in known:
-        options["position_ids"] = positions
-    if "logits_to_keep" in known:
-        options["logits_to_keep"] = keep
-    options["use_cache"] = options.get("past_key_values") is not None
-    # no mask is faster than one that says nothing
-    given = None if bool(mask.all()) else mask.long()
-    out = model(input_ids=tokens, attention_mask=given, **options)
-    return out.logits[:, -keep:]
+class Forward:
+    """A transformers model, as a function to the logits of the last ``keep``
+    of its tokens."""
+
+    def __init__(self, model: Any):
+        self._model = model
+        self._known = frozenset(inspect.signature(model.forward).parameters)
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        keep: int,
+        cache: Any = None,
+    ) -> Tensor:
+        options: dict[str, Any] = {"use_cache": cache is not None}
+        if cache is not None:
+            options["past_key_values"] = cache
+        if "position_ids" in self._known:
+            options["position_ids"] = positions
+        if "logits_to_keep" in self._known:
+            options["logits_to_keep"] = keep
+        # no mask is faster than one that says nothing
+        given = None if bool(mask.all()) else mask.long()
+        out = self._model(input_ids=tokens, attention_mask=given, **options)
+        return out.logits[:, -keep:]
 
 
 def crop(cache: Any, count: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .choice import warpers
 from .guesses import INITS
-from .models import Cached, Whole, call
+from .models import Cached, Forward, Whole
 
 ON_FAILURE = ("warn", "raise", "ignore")
 
@@ -210,10 +210,10 @@ def prepared(
             )
         scorer = Cached(model, cache, mask, positions.expand_as(ids))
     else:
+        whole = Forward(model)
 
         def forward(tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-            length = tokens.size(1)
-            return call(model, tokens.to(device), mask, positions, length)
+            return whole(tokens.to(device), mask, positions, tokens.size(1))
 
         scorer = Whole(forward, mask, positions.expand_as(ids))
     found = Request(
