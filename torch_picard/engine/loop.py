@@ -17,6 +17,12 @@ from .space import Leaves, Space, detach, tree_map
 from .status import Status
 
 
+def all_done(done: bool, device: torch.device) -> bool:
+    """Whether a solve may end that is done here; distributed.agreed_stopping
+    asks the other processes as well."""
+    return done
+
+
 def iterate(
     evaluate: Evaluator,
     method: Method,
@@ -42,8 +48,9 @@ def iterate(
             return x, _completed(solution, evaluate, method, carry, {})
     here = previous = None
     budget = evaluate.count + max_iter
-    while evaluate.count < budget and not watch.done:
+    while evaluate.count < budget and not all_done(watch.done, space.device):
         previous = here if watch.stride is None else None
+        waiting = watch.done
         if forget:
             x, here = detach(x), None
         # a callback is shown the residuals of all segments
@@ -54,7 +61,10 @@ def iterate(
             said = callback(watch.count - 1, space.pack(x), here.residual)
             if says_how(said) or said:
                 watch.stop(said, here, previous)
-        if watch.done:
+        if waiting:
+            # a P that communicates must do so in the backward pass, too
+            x_next = x = tuple(map(_Tied.apply, x, here.smoothed(0.0)))
+        elif watch.done:
             x_next = x
         else:
             left = budget - evaluate.count
@@ -70,6 +80,18 @@ def iterate(
         solution = _judged(space, watch)
     info = method.report(carry, here)
     return x, _completed(solution, evaluate, method, carry, info)
+
+
+class _Tied(torch.autograd.Function):
+    """x, and a gradient of zero for z."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, z: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> tuple[Tensor, Tensor]:
+        return g, torch.zeros_like(g)
 
 
 def _completed(

@@ -142,6 +142,11 @@ class Space:
                 self._ptr.append(None if ptr is None else ptr.to(self.device))
         return self._ptr
 
+    @property
+    def local(self) -> bool:
+        """Whether all that a norm needs is in this process."""
+        return not hasattr(self.segments, "group")
+
     # -- structure ---------------------------------------------------------
 
     def pack(self, leaves: Leaves) -> Any:
@@ -325,6 +330,9 @@ def _check_leaves(leaves: Sequence[Any]) -> None:
 def _segments(segments: Any, leaves: Leaves, spec: Any):
     if segments is None:
         return Whole()
+    if hasattr(segments, "check"):  # shared.py, which imports this
+        segments.check(leaves)
+        return segments
     if isinstance(segments, str):
         return _leading(segments, leaves)
     if isinstance(segments, Tensor):

@@ -18,6 +18,7 @@ from ..engine.held import held_weights
 from ..engine.methods import Method
 from ..ops.backends import BACKENDS, choose
 from .plan import Plan, plan
+from .sharded import Sharded
 from .solver import Solver
 from .width import check_widths
 
@@ -185,8 +186,13 @@ class PicardConv(Solver):
         if self.method is None and self.counted and not return_solution:
             batch = None  # the value does not depend on it
         with held_weights(self):
-            operator = self._plan(x, edge_index, args, kwargs, self).operator
-            solution = self.solve(operator, x, batch)
+            if isinstance(edge_index, Sharded):
+                operator = self._shared(x, edge_index, args, kwargs)
+                segments = edge_index.segments(batch)
+            else:
+                planned = self._plan(x, edge_index, args, kwargs, self)
+                operator, segments = planned.operator, batch
+            solution = self.solve(operator, x, segments)
         if return_solution:
             return solution.value, solution
         return solution.value
@@ -239,6 +245,17 @@ class PicardConv(Solver):
             activation=self.activation,
             backend=self.backend,
         )
+
+    def _shared(self, x: Tensor, graph: Sharded, args, kwargs):
+        """P on a graph that other processes have parts of."""
+        conv = graph.operator(self.conv, x, args, kwargs, self.backend)
+        f, activation = self._injected(x), self.activation
+
+        def operator(y: Tensor) -> Tensor:
+            z = conv(y) if f is None else conv(y) + f
+            return z if activation is None else activation(z)
+
+        return operator
 
     def _injected(self, x: Tensor) -> Tensor | None:
         if not isinstance(self.inject, torch.nn.Module):

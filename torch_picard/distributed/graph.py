@@ -1,0 +1,288 @@
+"""A graph whose nodes belong to the processes of a group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..engine.shared import Shared, naming_ranks
+from ..nn.sharded import Sharded
+from .halo import Halo
+from .local import Piece, local_operator
+from .partition import partition
+
+
+class PartitionedGraph(Sharded):
+    """The part of a graph that this process owns, and how it reaches the
+    rest. It takes the place of ``edge_index`` in :class:`PicardConv` and
+    :class:`PIGN`::
+
+        graph = PartitionedGraph(edge_index, num_nodes)
+        x = features[graph.owned]
+        x, solution = PicardConv(conv)(x, graph, return_solution=True)
+
+    A node is computed where it is owned. In every evaluation of P the rows
+    that other processes need (the halo) are exchanged by ``all_to_all``,
+    while the nodes that need none are computed; residuals are summed over
+    the group, so all processes stop at the same iteration. Gradients go
+    back through the exchange: with a loss that is the sum of the
+    processes' losses, the sum of their gradients is the whole gradient,
+    for every mode (backward must then run in every process).
+
+    Making one is collective, and so is every use.
+
+    Args:
+        edge_index: [2, E], the whole graph, the same in every process.
+        num_nodes: N, at least as many as there are processes.
+        group: of torch.distributed. (default: all processes)
+        owner: the process of every node, long [N]. (default:
+            :func:`partition`, made by the first process)
+
+    Attributes:
+        owned: global ids of the nodes here, long [n]; first those that no
+            other process is needed for.
+        halo: the rows received, and how much that has been so far.
+
+    Raises:
+        RuntimeError: torch.distributed has not been initialised, or another
+            process has ended or does not answer.
+        ValueError: ``edge_index``, ``num_nodes`` or ``owner`` is unsound.
+    """
+
+    def __init__(
+        self,
+        edge_index: Tensor,
+        num_nodes: int,
+        group: Any = None,
+        owner: Tensor | None = None,
+    ):
+        if not dist.is_available() or not dist.is_initialized():
+            raise RuntimeError(
+                "PartitionedGraph needs torch.distributed: start the script "
+                "with torchrun and call "
+                "torch.distributed.init_process_group('gloo') or ('nccl')"
+            )
+        self.group = group
+        self.rank = dist.get_rank(group)
+        self.num_parts = dist.get_world_size(group)
+        self.num_nodes = num_nodes
+        self.device = edge_index.device
+        _check_edges(edge_index, num_nodes)
+        edges = edge_index.cpu()
+        if owner is None:
+            owner = self._partitioned(edges)
+        owner = _checked_owner(owner, num_nodes, self.num_parts)
+
+        source, target = edges
+        mine = owner == self.rank
+        reads = mine[target] & ~mine[source]
+        boundary = torch.zeros(num_nodes, dtype=torch.bool)
+        boundary[target[reads]] = True
+        inner = (mine & ~boundary).nonzero()[:, 0]
+        outer = (mine & boundary).nonzero()[:, 0]
+        self.owned = torch.cat([inner, outer])
+        self.num_interior = inner.numel()
+        position = self._positions(owner)
+        wanted = source[reads].unique()
+        wanted = wanted[owner[wanted].argsort(stable=True)]
+        self.halo = Halo(wanted, owner, position, group).to(self.device)
+
+        # local ids: the rows here, then those received
+        local = torch.full((num_nodes,), -1)
+        local[self.owned] = torch.arange(self.owned.numel())
+        local[wanted] = self.owned.numel() + torch.arange(wanted.numel())
+        self._local = local.to(self.device)
+        self.owned = self.owned.to(self.device)
+        self._edge_index = edge_index
+
+    def __repr__(self) -> str:
+        return (
+            f"PartitionedGraph(rank {self.rank} of {self.num_parts}, "
+            f"{self.num_owned} of {self.num_nodes} nodes, "
+            f"{self.num_owned - self.num_interior} at the boundary, "
+            f"{self.halo.size} in the halo)"
+        )
+
+    @property
+    def num_owned(self) -> int:
+        return self.owned.numel()
+
+    def gather(self, x: Tensor) -> Tensor:
+        """All rows, in every process, in the order of the graph: [n, ...]
+        to [N, ...]. Collective; not differentiable.
+
+        Raises:
+            ValueError: not one row a node here.
+        """
+        self._check_rows(x)
+        sizes = self._sizes()
+        width = x.reshape(x.size(0), -1)
+        most = max(sizes)
+        sent = width.new_zeros(most, width.size(1) + 0)
+        sent[: len(width)] = width.detach()
+        ids = torch.zeros(most, dtype=torch.long, device=x.device)
+        ids[: self.num_owned] = self.owned
+        rows = [torch.empty_like(sent) for _ in sizes]
+        names = [torch.empty_like(ids) for _ in sizes]
+        with naming_ranks("gathering the rows", self.group):
+            dist.all_gather(rows, sent, group=self.group)
+            dist.all_gather(names, ids, group=self.group)
+        out = width.new_empty(self.num_nodes, width.size(1))
+        for n, row, name in zip(sizes, rows, names):
+            out[name[:n]] = row[:n]
+        return out.reshape(self.num_nodes, *x.shape[1:])
+
+    # -- what PicardConv asks ------------------------------------------------
+
+    def segments(self, batch: Tensor | None) -> Shared:
+        return Shared(self.group, batch)
+
+    def operator(
+        self,
+        conv: Any,
+        x: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        backend: str,
+    ) -> Callable[[Tensor], Tensor]:
+        self._check_rows(x)
+        return local_operator(self, conv, x, args, kwargs, backend)
+
+    # -- the pieces ----------------------------------------------------------
+
+    def incoming(self) -> Tensor:
+        """Edges to the nodes here, long."""
+        target = self._local[self._edge_index[1]]
+        return ((target >= 0) & (target < self.num_owned)).nonzero()[:, 0]
+
+    def surrounding(self) -> Tensor:
+        """The same, and those to the halo."""
+        return (self._local[self._edge_index[1]] >= 0).nonzero()[:, 0]
+
+    def ends(self, edges: Tensor) -> tuple[Tensor, Tensor]:
+        """Source and target of these edges (long), in local ids: the rows
+        here, then the halo's; -1 is unknown."""
+        source, target = self._local[self._edge_index[:, edges]]
+        return source, target
+
+    def split(
+        self, source: Tensor, target: Tensor, at: int
+    ) -> tuple[Tensor, list[Piece]]:
+        """Edges in local ids: their order by piece, and the pieces: nodes
+        0..at-1, which need the rows here alone, if there are any; and the
+        others."""
+        inner = target < at
+        first, second = inner.nonzero()[:, 0], (~inner).nonzero()[:, 0]
+        pieces = [self._outer(source[second], target[second], at)]
+        if at:
+            edges = torch.stack([source[first], target[first]])
+            pieces.insert(0, Piece(None, edges, self.num_owned, at))
+        return torch.cat([first, second]), pieces
+
+    def _outer(self, source: Tensor, target: Tensor, at: int) -> Piece:
+        """Its rows: those from ``at``, what is read here, the halo, and one
+        that stands for all that is unknown."""
+        n = self.num_owned
+        reads = source[(source >= 0) & (source < at)].unique()
+        boundary = torch.arange(at, n, device=self.device)
+        rows = torch.cat([boundary, reads])
+        name = torch.full((n + self.halo.size + 1,), -1, device=self.device)
+        name[rows] = torch.arange(rows.numel(), device=self.device)
+        more = torch.arange(self.halo.size + 1, device=self.device)
+        name[n:] = rows.numel() + more
+        edges = torch.stack([name[source], name[target]])  # -1: the last
+        size = rows.numel() + self.halo.size + 1
+        return Piece(rows, edges, size, boundary.numel())
+
+    # -- setting up ----------------------------------------------------------
+
+    def _partitioned(self, edges: Tensor) -> Tensor:
+        """By the first process, for all."""
+        owner = torch.zeros(self.num_nodes, dtype=torch.long)
+        if self.num_nodes < self.num_parts:
+            raise ValueError(
+                f"num_nodes must be at least the {self.num_parts} processes, "
+                f"got {self.num_nodes}"
+            )
+        if self.rank == 0:
+            owner = partition(edges, self.num_nodes, self.num_parts)
+        owner = owner.to(self.device)
+        first = 0
+        if self.group is not None:
+            first = dist.get_global_rank(self.group, 0)
+        with naming_ranks("agreeing on the owners", self.group):
+            dist.broadcast(owner, first, group=self.group)
+        return owner.cpu()
+
+    def _positions(self, owner: Tensor) -> Tensor:
+        """Where every node stands among the rows of its owner, [N]."""
+        position = torch.zeros(self.num_nodes, dtype=torch.long)
+        position[self.owned] = torch.arange(self.owned.numel())
+        position = position.to(self.device)
+        with naming_ranks("agreeing on the order", self.group):
+            dist.all_reduce(position, group=self.group)
+        return position.cpu()
+
+    def _sizes(self) -> list[int]:
+        count = torch.zeros(
+            self.num_parts, dtype=torch.long, device=self.device
+        )
+        count[self.rank] = self.num_owned
+        with naming_ranks("gathering the rows", self.group):
+            dist.all_reduce(count, group=self.group)
+        return count.tolist()
+
+    def _check_rows(self, x: Tensor) -> None:
+        if x.size(0) != self.num_owned:
+            raise ValueError(
+                f"x must have one row for each of the {self.num_owned} nodes "
+                f"owned here, as in features[graph.owned], got {x.size(0)}"
+            )
+
+    def whole(self, name: str, t: Tensor) -> Tensor:
+        """An argument of all edges."""
+        count = self._edge_index.size(1)
+        if t.dim() == 0 or t.size(0) != count:
+            raise ValueError(
+                f"{name} must be of all {count} edges of the graph (each "
+                f"process takes its own), got shape {list(t.shape)}"
+            )
+        return t
+
+
+def _check_edges(edge_index: Any, num_nodes: Any) -> None:
+    if not isinstance(edge_index, Tensor) or edge_index.dtype != torch.long:
+        kind = getattr(edge_index, "dtype", type(edge_index).__name__)
+        raise ValueError(f"edge_index must be a LongTensor [2, E], got {kind}")
+    if edge_index.dim() != 2 or edge_index.size(0) != 2:
+        raise ValueError(
+            "edge_index must be a LongTensor [2, E], got shape "
+            f"{list(edge_index.shape)}"
+        )
+    if not isinstance(num_nodes, int) or num_nodes < 1:
+        raise ValueError(f"num_nodes must be at least 1, got {num_nodes!r}")
+    if edge_index.numel():
+        low, high = int(edge_index.min()), int(edge_index.max())
+        if low < 0 or high >= num_nodes:
+            raise ValueError(
+                f"edge_index must be in 0..{num_nodes - 1}, got {low}..{high}"
+            )
+
+
+def _checked_owner(owner: Tensor, num_nodes: int, parts: int) -> Tensor:
+    owner = owner.cpu()
+    if owner.shape != (num_nodes,) or owner.dtype != torch.long:
+        raise ValueError(
+            f"owner must be a LongTensor [{num_nodes}], got {owner.dtype} of "
+            f"shape {list(owner.shape)}"
+        )
+    if int(owner.min()) < 0 or owner.unique().numel() != parts:
+        raise ValueError(
+            f"owner must use every process 0..{parts - 1}, got "
+            f"{owner.unique().tolist()[:8]}"
+        )
+    return owner
