@@ -284,6 +284,21 @@ def test_without_a_cache(models, name, rows):
     same(models(name), rows, custom=False, use_cache=False, **ENDS)
 
 
+def test_a_token_of_the_text_is_no_padding(models):
+    """Where a mask says so."""
+    ids = prompts(1)["input_ids"]
+    ids[0, 4] = 0
+    want = models("gpt2").generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=12,
+        pad_token_id=0,
+    )  # fmt: skip
+    out = jacobi_generate(
+        models("gpt2"), ids, 12, attention_mask=torch.ones_like(ids),
+        pad_token_id=0,
+    )  # fmt: skip
+    assert torch.equal(out, want)
+
+
 class Streamer:
     def __init__(self):
         self.seen = []
@@ -349,13 +364,18 @@ def test_nan_in_one_text(models):
         ({"token_type_ids": torch.ones(1, 3)}, TypeError, "token_type_ids"),
         ({"synced_gpus": True}, ValueError, "synced_gpus"),
         ({"cache_implementation": "static"}, ValueError, "StaticCache"),
+        (
+            {"attention_mask": torch.ones(1, 30)},
+            ValueError,
+            r"attention_mask .*\[1, 9\].* 30",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_is_not_for_this_is_refused(models, options, error, text):
     with pytest.raises(error, match=text):
         jacobi_generate(
-            models("gpt2"), **prompts(1), max_new_tokens=3, **options
+            models("gpt2"), **(prompts(1) | options), max_new_tokens=3
         )
 
 

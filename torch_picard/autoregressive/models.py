@@ -160,13 +160,23 @@ def crop(cache: Any, count: int) -> None:
     """Remove the last ``count`` entries. A negative argument has always meant
     this. None to remove: since 5.23 that tells the layers that forget to do
     so; before, 0 was the length to keep."""
-    if not getattr(cache, "is_croppable", True):
-        raise ValueError(
-            f"past_key_values: a {type(cache).__name__} of this model cannot "
-            "be cropped; call with use_cache=False"
-        )
-    if count or "tokens_to_remove" in inspect.signature(cache.crop).parameters:
-        cache.crop(-count)
+    known = inspect.signature(cache.crop).parameters
+    if not count and "tokens_to_remove" not in known:
+        return
+    try:
+        if getattr(cache, "is_croppable", True):
+            cache.crop(-count)
+            return
+    except ValueError as found:  # windows that slide, before 5.23
+        raise not_croppable(cache) from found
+    raise not_croppable(cache)
+
+
+def not_croppable(cache: Any) -> ValueError:
+    return ValueError(
+        f"past_key_values: a {type(cache).__name__} of this model cannot be "
+        "cropped; call with use_cache=False"
+    )
 
 
 _SHIFTED = ("DynamicLayer", "DynamicSlidingWindowLayer")

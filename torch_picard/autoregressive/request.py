@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .choice import warpers
 from .guesses import INITS
-from .models import Cached, Forward, Whole
+from .models import Cached, Forward, Whole, not_croppable
 
 ON_FAILURE = ("warn", "raise", "ignore")
 
@@ -174,7 +174,6 @@ def prepared(
                 raise ValueError(f"{name}={value!r} is not for this: {why}")
     device = model.device
     ids = input_ids.long().to(device)
-    pad = _first(pad, config.pad_token_id)
     mask = model_kwargs.pop("attention_mask", None)
     positions = model_kwargs.pop("position_ids", None)
     cache = model_kwargs.pop("past_key_values", None)
@@ -183,17 +182,20 @@ def prepared(
         model_kwargs,
         "attention_mask, position_ids, past_key_values, use_cache",
     )
-    if mask is None:
-        mask, positions = torch.ones_like(ids), None
-        own = _ids(eos)
-        if pad is not None and (own is None or pad not in own):
-            if bool((ids == pad).any()):
-                mask = (ids != pad).long()
-    if mask.shape != ids.shape:
+    known = getattr(config, "_mask_length", ids.size(1))
+    if (known if mask is None else mask.size(-1)) != ids.size(1):
         raise ValueError(
-            f"attention_mask must be {list(ids.shape)} like input_ids, got "
-            f"{list(mask.shape)}"
+            f"attention_mask must be {list(ids.shape)} like input_ids, which "
+            "hold the whole text, what past_key_values know included; its "
+            f"length is {known if mask is None else mask.size(-1)}"
         )
+    if mask is None or bool((mask == 1).all()):
+        mask, own = torch.ones_like(ids), _ids(eos)
+        padding = ids == (-1 if pad is None else pad)
+        # as generate would have found it, had it seen pad_token_id
+        if (own is None or pad not in own) and bool(padding.any()):
+            mask, positions = ~padding, None
+    pad = _first(pad, config.pad_token_id)
     mask = mask.to(device) != 0
     if positions is None:
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)
@@ -203,11 +205,9 @@ def prepared(
             from transformers import DynamicCache
 
             cache = DynamicCache(config=model.config)
-        if not hasattr(cache, "crop"):
-            raise ValueError(
-                "past_key_values must be a cache that can be cropped, such as "
-                f"DynamicCache, got {type(cache).__name__}"
-            )
+        parts = [cache, *getattr(cache, "layers", [])]
+        if not all(hasattr(part, "crop") for part in parts):
+            raise not_croppable(cache)
         scorer = Cached(model, cache, mask, positions.expand_as(ids))
     else:
         whole = Forward(model)
