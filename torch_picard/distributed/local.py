@@ -7,34 +7,24 @@ of the others arrive; then the others.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch_geometric import nn as pyg
-from torch_geometric.nn import MessagePassing
 
-from ..nn.invariants import _set
+from ..nn.neighbourhood import (
+    Hops,
+    check_pieces,
+    is_normalised,
+    is_plain,
+    options_set,
+)
 from ..nn.plan import plan
 from ..nn.width import check_shape
 
 if TYPE_CHECKING:
     from .graph import PartitionedGraph
-
-#: Their messages depend on the two nodes and the edge alone. All others are
-#: given the neighbours of the halo as well, whose number they may look at.
-_PLAIN = (
-    pyg.GATConv, pyg.GATv2Conv, pyg.SAGEConv, pyg.GraphConv, pyg.GINConv,
-    pyg.GINEConv, pyg.TransformerConv, pyg.SimpleConv, pyg.ResGatedGraphConv,
-    pyg.EdgeConv, pyg.NNConv, pyg.LEConv, pyg.GeneralConv, pyg.CGConv,
-)  # fmt: skip
-_GLOBAL = (
-    torch.nn.modules.batchnorm._BatchNorm,
-    pyg.BatchNorm, pyg.InstanceNorm, pyg.GraphNorm, pyg.PairNorm,
-    pyg.MeanSubtractionNorm, pyg.GraphSizeNorm, pyg.DiffGroupNorm,
-)  # fmt: skip
 
 
 @dataclass
@@ -64,29 +54,25 @@ def local_operator(
     backend: str,
 ) -> Callable[[Tensor], Tensor]:
     """conv on the whole graph, from the rows here to the rows here."""
-    _check(conv)
-    if type(conv) is pyg.GCNConv and conv.normalize and not conv.cached:
+    check_pieces(conv, "on a PartitionedGraph")
+    if is_normalised(conv):
         weight = _only_weight(args, kwargs)
         pieces, values = _normalised(graph, conv, weight, x)
         parts: list[tuple[tuple, dict]] = [((v,), {}) for v in values]
         plainly = {"normalize": False}
     else:
-        plain = all(
-            type(m) in _PLAIN
-            for m in conv.modules()
-            if isinstance(m, MessagePassing)
-        )
+        plain = is_plain(conv)
         # the numbers of the neighbours' neighbours are right in one piece
         edges = graph.incoming() if plain else graph.surrounding()
         at = graph.num_interior if plain else 0
         order, pieces = graph.split(*graph.ends(edges), at)
         parts = _divided(graph, args, kwargs, edges[order], pieces)
         plainly = {}
-    watch = _Hops(conv, len(pieces))
+    watch = Hops(conv, len(pieces))
     calls = []
     for piece, (some, named) in zip(pieces, parts):
         like = x.new_empty(piece.size, *x.shape[1:])
-        with _options(conv, plainly):
+        with options_set(conv, plainly):
             made = plan(
                 None, conv, like, piece.edge_index, some, named,
                 f=None, activation=None, backend=backend,
@@ -96,7 +82,7 @@ def local_operator(
     def operator(y: Tensor) -> Tensor:
         arriving = graph.halo.exchange(y)
         found = []
-        with _options(conv, plainly), watch:
+        with options_set(conv, plainly), watch:
             for piece, call in zip(pieces, calls):
                 rows = y
                 if piece.rows is not None:
@@ -109,13 +95,6 @@ def local_operator(
         return z
 
     return operator
-
-
-def _options(conv: Any, options: dict[str, Any]) -> ExitStack:
-    stack = ExitStack()
-    for name, value in options.items():
-        stack.enter_context(_set(conv, name, value))
-    return stack
 
 
 def _normalised(
@@ -177,69 +156,3 @@ def _only_weight(args: tuple, kwargs: dict) -> Tensor | None:
             f"{len(args)} arguments and {sorted(more)}"
         )
     return weight
-
-
-def _check(conv: Any) -> None:
-    for module in conv.modules():
-        if isinstance(module, _GLOBAL):
-            raise ValueError(
-                f"conv holds {type(module).__name__}, whose statistics are "
-                "over all nodes; on a PartitionedGraph use a norm of each "
-                "row, such as LayerNorm(mode='node')"
-            )
-        if isinstance(module, pyg.LayerNorm) and module.mode == "graph":
-            raise ValueError(
-                "conv holds LayerNorm(mode='graph'), whose statistics are "
-                "over all nodes; on a PartitionedGraph use mode='node'"
-            )
-        if isinstance(module, MessagePassing):
-            if module.flow != "source_to_target":
-                raise ValueError(
-                    f"conv must have flow='source_to_target' on a "
-                    f"PartitionedGraph, got {module.flow!r}"
-                )
-            if getattr(module, "cached", False):
-                raise ValueError(
-                    f"conv {module} was made with cached=True, and would "
-                    "keep one piece of the graph for another; use "
-                    "cached=False (it is computed once a solve anyway)"
-                )
-            hops = getattr(module, "K", getattr(module, "num_layers", 1))
-            if isinstance(hops, int) and hops > 1:
-                raise ValueError(_TOO_FAR.format(type(module).__name__))
-
-
-_TOO_FAR = (
-    "conv looks further than one hop in one evaluation ({}), but a "
-    "PartitionedGraph exchanges direct neighbours; iterate a conv of one hop"
-)
-
-
-class _Hops:
-    """An error if a conv propagates more than once for a piece."""
-
-    def __init__(self, conv: Any, pieces: int):
-        self._allowed = pieces
-        self._convs = [
-            m for m in conv.modules() if isinstance(m, MessagePassing)
-        ]
-        self._count, self._handles = 0, []  # type: ignore[var-annotated]
-        self._done = False
-
-    def __enter__(self) -> None:
-        if self._done:
-            return
-
-        def count(module, inputs) -> None:
-            self._count += 1
-            if self._count > self._allowed:
-                raise ValueError(_TOO_FAR.format(type(module).__name__))
-
-        self._handles = [
-            m.register_propagate_forward_pre_hook(count) for m in self._convs
-        ]
-
-    def __exit__(self, *error: Any) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._done = [], True
