@@ -88,14 +88,11 @@ def schedulers():
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_every_scheduler(spacing, prediction):
-    for steps in (3, 10):
-        for kind, options, call in schedulers():
-            scheduler = getattr(diffusers, kind)(
-                timestep_spacing=spacing,
-                prediction_type=prediction,
-                **options,
-            )
-            check(scheduler, steps, **call)
+    for kind, options, call in schedulers():
+        scheduler = getattr(diffusers, kind)(
+            timestep_spacing=spacing, prediction_type=prediction, **options
+        )
+        check(scheduler, 7, **call)
 
 
 @pytest.mark.parametrize("kind", ["DDPMScheduler", "DDIMScheduler"])

@@ -1,6 +1,8 @@
 """Diffusion sampling as the fixed point of a triangular map."""
 
 from .chain import reverse_chain
+from .guidance import Guided
+from .pipeline import ParallelPipeline
 from .sampler import PicardSampler
 
-__all__ = ["PicardSampler", "reverse_chain"]
+__all__ = ["Guided", "ParallelPipeline", "PicardSampler", "reverse_chain"]

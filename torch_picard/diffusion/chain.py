@@ -91,14 +91,7 @@ def denoised(
     given = [u, times[step]]
     if condition is not None:
         given.append(condition if rows is None else pick(condition, rows))
-    output = denoiser(*given)
-    output = getattr(output, "sample", output)  # as diffusers' models have it
-    if isinstance(output, tuple):
-        output = output[0]
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            f"denoiser must return a Tensor, got {type(output).__name__}"
-        )
+    output = output_of(denoiser(*given))
     shape = list(u.shape)
     double = [shape[0], 2 * shape[1], *shape[2:]] if u.dim() > 1 else shape
     allowed = [shape]
@@ -110,6 +103,18 @@ def denoised(
             f"x {shape}, got {list(output.shape)}"
         )
     return output.to(x.dtype)
+
+
+def output_of(returned: Any) -> Tensor:
+    """A Tensor; diffusers' models return it as ``sample`` or in a tuple."""
+    output = getattr(returned, "sample", returned)
+    if isinstance(output, tuple):
+        output = output[0]
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"denoiser must return a Tensor, got {type(output).__name__}"
+        )
+    return output
 
 
 def pick(condition: Any, rows: Tensor) -> Any:
