@@ -82,6 +82,9 @@ class MaskedPicardViT(PicardViT):
             raise ValueError(
                 f"dim must be a multiple of heads={heads}, got {dim}"
             )
+        number = isinstance(dropout, (int, float))
+        if not number or isinstance(dropout, bool):
+            raise TypeError(f"dropout must be a number, got {dropout!r}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
 
@@ -142,8 +145,9 @@ class MaskedPicardViT(PicardViT):
             TypeError: known is not bool.
             ValueError: a shape does not fit.
         """
-        operator = self._kept(x, known)
-        return self._run(operator, x, max_iter, return_solution)
+        _, operator, readout = self._begin(x)
+        operator = _kept(operator, x, known)
+        return self._run(operator, x, readout, max_iter, return_solution)
 
     def states(
         self,
@@ -159,25 +163,28 @@ class MaskedPicardViT(PicardViT):
             ValueError: the module has another method than Picard, or a
                 shape does not fit.
         """
-        return self._run_states(self._kept(x, known), x, max_iter)
+        _, operator, readout = self._begin(x)
+        operator = _kept(operator, x, known)
+        return self._run_states(operator, x, readout, max_iter)
 
-    def _kept(
-        self, x: Tensor, known: Tensor | None
-    ) -> Callable[[Tensor], Tensor]:
-        operator = self._operator(x)
-        if known is None:
-            return operator
-        if not isinstance(known, Tensor) or known.dtype != torch.bool:
-            what = getattr(known, "dtype", type(known).__name__)
-            raise TypeError(f"known must be a bool Tensor, got {what}")
-        try:
-            known = known.expand_as(x)
-        except RuntimeError:
-            raise ValueError(
-                f"known must go with images {list(x.shape)}, got "
-                f"{list(known.shape)}"
-            ) from None
-        return lambda y: torch.where(known, x, operator(y))
+
+def _kept(
+    operator: Callable[[Tensor], Tensor], x: Tensor, known: Tensor | None
+) -> Callable[[Tensor], Tensor]:
+    """With the known pixels from x."""
+    if known is None:
+        return operator
+    if not isinstance(known, Tensor) or known.dtype != torch.bool:
+        what = getattr(known, "dtype", type(known).__name__)
+        raise TypeError(f"known must be a bool Tensor, got {what}")
+    try:
+        known = known.expand_as(x)
+    except RuntimeError:
+        raise ValueError(
+            f"known must go with images {list(x.shape)}, got "
+            f"{list(known.shape)}"
+        ) from None
+    return lambda y: torch.where(known, x, operator(y))
 
 
 def patch_mask(

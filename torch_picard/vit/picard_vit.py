@@ -12,6 +12,7 @@ from ..engine import Solution, Status, Unrolled
 from ..engine.gradients import Gradient
 from ..engine.methods import Method
 from ..nn.solver import Solver
+from .hosts import Part, begin
 from .split import Split, owner_of, split
 
 
@@ -112,8 +113,8 @@ class PicardViT(Solver):
             x: the model's input, [B, ...].
             max_iter: instead of the one of the module.
         """
-        f = self._start(x)
-        return self._run(self._operator(f), f, max_iter, return_solution)
+        f, operator, readout = self._begin(x)
+        return self._run(operator, f, readout, max_iter, return_solution)
 
     def states(self, x: Tensor, *, max_iter: int | None = None) -> list[Any]:
         """The readouts of all iterates y_1, y_2, ..., for a loss on each of
@@ -122,13 +123,14 @@ class PicardViT(Solver):
         Raises:
             ValueError: the module has another method than Picard.
         """
-        f = self._start(x)
-        return self._run_states(self._operator(f), f, max_iter)
+        f, operator, readout = self._begin(x)
+        return self._run_states(operator, f, readout, max_iter)
 
     def _run(
         self,
         operator: Callable[[Tensor], Tensor],
         f: Tensor,
+        readout: Callable[[Tensor], Any],
         max_iter: int | None,
         return_solution: bool,
     ) -> Any:
@@ -144,13 +146,14 @@ class PicardViT(Solver):
         if watched:
             _guard(solution, norms)
             solution.report(self.on_failure, stacklevel=3)
-        out = self._read(solution.value)
+        out = readout(solution.value)
         return (out, solution) if return_solution else out
 
     def _run_states(
         self,
         operator: Callable[[Tensor], Tensor],
         f: Tensor,
+        readout: Callable[[Tensor], Any],
         max_iter: int | None,
     ) -> list[Any]:
         if self.method is not None:
@@ -169,32 +172,33 @@ class PicardViT(Solver):
             gradient=Unrolled(),
             callback=lambda k, y, residual: iterates.append(y),
         ).value
-        return [self._read(y) for y in (*iterates[1:], last)]
+        return [readout(y) for y in (*iterates[1:], last)]
 
-    def _start(self, x: Tensor) -> Tensor:
+    def _begin(
+        self, x: Any
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Any]]:
+        """y_0, the map P and the readout for an input."""
         if self.state == "image":
-            return x
-        tokens = self.parts.embed(x)
-        if not isinstance(tokens, Tensor) or tokens.dim() < 2:
+            return x, self._operator(x, self._whole), _same
+        f, apply, readout = begin(self.parts, x)
+        if not isinstance(f, Tensor) or f.dim() < 2:
             raise TypeError(
                 "embed must return tokens [B, n, d], got "
-                f"{_shape_of(tokens)}: such a model (hierarchical, masked) "
+                f"{_shape_of(f)}: such a model (hierarchical, masked) "
                 "cannot be iterated as it is"
             )
-        return tokens
-
-    def _read(self, y: Tensor) -> Any:
-        return y if self.state == "image" else self.parts.readout(y)
+        return f, self._operator(f, apply), readout
 
     def _whole(self, y: Tensor) -> Any:
-        embed, operator, readout = self.parts
-        return readout(operator(embed(y)))
+        embed = self.parts.embed
+        if self.model is not None and isinstance(embed, Part):
+            return embed.source.output(y)
+        tokens, operator, readout = begin(self.parts, y)
+        return readout(operator(tokens))
 
-    def _operator(self, f: Tensor) -> Callable[[Tensor], Tensor]:
-        apply = self.parts.operator
-        if self.state == "image":
-            apply = self._whole
-
+    def _operator(
+        self, f: Tensor, apply: Callable[[Tensor], Any]
+    ) -> Callable[[Tensor], Tensor]:
         def operator(y: Tensor) -> Tensor:
             z = apply(y)
             _check_shape(z, y, self.state)
@@ -206,6 +210,10 @@ class PicardViT(Solver):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, state={self.state!r}"
+
+
+def _same(y: Tensor) -> Tensor:
+    return y
 
 
 def _owners(parts: Split) -> list[nn.Module]:

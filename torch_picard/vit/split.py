@@ -5,11 +5,12 @@ Models are recognised by their attributes; no host library is imported.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+
+from .hosts import Call, Host, Part
 
 
 class Split(NamedTuple):
@@ -30,16 +31,22 @@ def split(model: Any) -> Split:
     """Finds the part of a vision transformer that can be iterated.
 
     Known are the classes of vit-pytorch with ``to_patch_embedding`` and
-    ``transformer`` (ViT, SimpleViT, those for small datasets, parallel, 3-D),
-    timm's VisionTransformer (the blocks and the norm behind them), ViTModel
-    and ViTForImageClassification of transformers (encoder and layernorm; a
-    ViTModel reads out its last hidden state), and
-    :class:`torch.nn.TransformerEncoder`.
+    ``transformer`` (ViT, SimpleViT, those for small datasets, parallel, 3-D,
+    and more), timm's VisionTransformer (the blocks and the norm behind them),
+    ViTModel and ViTForImageClassification of transformers (encoder and
+    layernorm; a ViTModel reads out its last hidden state), and
+    :class:`torch.nn.TransformerEncoder`; one with ``batch_first=False`` sees
+    [n, B, d], while the tokens of its parts are [B, n, d].
+
+    On its first input :class:`PicardViT` compares the parts together with
+    the host, and refuses one that they do not make up.
 
     Args:
         model: the host, or a tuple (embed, operator, readout), which is
             returned as it is. Parts of a host know whose parameters they
-            use, also in a tuple with parts of another kind.
+            use, also in a tuple with parts of another kind. The readout of
+            a host is its own forward behind the transformer, on an input of
+            the shape that embed saw last.
 
     Raises:
         TypeError: the model is none of these.
@@ -54,9 +61,9 @@ def split(model: Any) -> Split:
         )
     for has, build in _FAMILIES:
         if all(hasattr(model, name) for name in has):
-            return build(model)
+            return _parts_of(build(model))
     if isinstance(model, nn.TransformerEncoder):
-        return Split(_same, model, _same)
+        return _parts_of(_Encoder(model, model))
     raise TypeError(
         f"model: {type(model).__name__} is no vision transformer that is "
         "known (vit-pytorch, timm, transformers, torch.nn.TransformerEncoder)"
@@ -73,140 +80,89 @@ def _given(parts: tuple) -> Split:
     return Split(*parts)
 
 
-def _same(x: Any) -> Any:
-    return x
-
-
-class _Part:
-    """What a host does with ``x`` somewhere inside: a function of both, in a
-    form that copies and pickles go along with.
-
-    Attributes:
-        host: the module whose parameters are used.
-    """
-
-    def __init__(self, host: nn.Module, function: Callable[[Any, Any], Any]):
-        self.host, self.function = host, function
-
-    def __call__(self, x: Any) -> Any:
-        return self.function(self.host, x)
-
-
-class _Embed:
-    """What the host does before it calls its operator: its own forward, up
-    to there. So position embeddings and extra tokens are the host's in every
-    version of it."""
-
-    def __init__(self, host: nn.Module, operator: nn.Module):
-        self.host, self.operator = host, operator
-
-    def __call__(self, x: Any) -> Tensor:
-        here = threading.get_ident()
-
-        def stop(module: nn.Module, args: tuple) -> None:
-            if threading.get_ident() == here:
-                raise _Reached(args[0])
-
-        handle = self.operator.register_forward_pre_hook(stop)
-        try:
-            self.host(x)
-        except _Reached as reached:
-            return reached.tokens
-        finally:
-            handle.remove()
-        raise ValueError(
-            f"model: {type(self.host).__name__} did not call "
-            f"{type(self.operator).__name__}, its transformer, as a module"
-        )
+def _parts_of(host: Host) -> Split:
+    roles = ("embed", "operator", "readout")
+    return Split(*(Part(host, role) for role in roles))
 
 
 def owner_of(part: Any) -> nn.Module | None:
     """The module whose parameters a part uses, as far as is known."""
-    if isinstance(part, (_Part, _Embed)):
+    if isinstance(part, Part):
         return part.host
+    part = getattr(part, "__self__", part)  # of a bound method
     return part if isinstance(part, nn.Module) else None
 
 
-class _Reached(Exception):
-    def __init__(self, tokens: Tensor):
-        super().__init__()
-        self.tokens = tokens
+class _Timm(Host):
+    """The norm behind the blocks is iterated, too; forward_head reads out."""
+
+    def apply(self, y: Tensor, call: Call) -> Any:
+        model: Any = self.model
+        return model.norm(super().apply(y, call))
+
+    def read(self, y: Tensor, x: Any) -> Any:
+        model: Any = self.model
+        return model.forward_head(y)
+
+    def readout(self, y: Tensor) -> Any:
+        return self.read(y, None)
 
 
-# -- vit-pytorch --------------------------------------------------------------
-
-
-def _vit_pytorch(model: Any) -> Split:
-    transformer = model.transformer
-    readout = _Part(model, _vit_pytorch_readout)
-    return Split(_Embed(model, transformer), transformer, readout)
-
-
-def _vit_pytorch_readout(model: Any, x: Tensor) -> Any:
-    head = getattr(model, "mlp_head", None)
-    head = getattr(model, "linear_head", None) if head is None else head
-    if head is None:
-        return x
-    mean = getattr(model, "pool", "mean") == "mean"
-    x = x.mean(dim=1) if mean else x[:, 0]
-    return head(getattr(model, "to_latent", _same)(x))
-
-
-# -- timm ---------------------------------------------------------------------
-
-
-def _timm(model: Any) -> Split:
+def _timm(model: Any) -> Host:
     if getattr(model, "grad_checkpointing", False):
         raise ValueError(
             "model has grad_checkpointing set, which calls its blocks one by "
             "one; call set_grad_checkpointing(False), and use "
             "Unrolled(checkpoint=True) or Implicit() instead"
         )
-    return Split(
-        _Embed(model, model.blocks),
-        _Part(model, _timm_operator),
-        _Part(model, _timm_readout),
-    )
+    return _Timm(model, model.blocks)
 
 
-def _timm_operator(model: Any, x: Tensor) -> Tensor:
-    return model.norm(model.blocks(x))
+class _Transformers(Host):
+    """ViTModel: embeddings, then encoder (in later versions: layers) and
+    layernorm. The classifier has one inside."""
+
+    def __init__(self, model: nn.Module, owner: nn.Module):
+        super().__init__(model, owner, owner)
+        self.swapped = False
+
+    def reach(self, x: Any) -> Call:
+        inner: Any = self.owner
+        return Call(inner.embeddings(x))
+
+    def apply(self, y: Tensor, call: Call) -> Any:
+        inner: Any = self.owner
+        if hasattr(inner, "encoder"):
+            y = _tokens(inner.encoder(y))
+        else:
+            for layer in inner.layers:
+                y = _tokens(layer(y))
+        return inner.layernorm(y)
+
+    def read(self, y: Tensor, x: Any) -> Any:
+        model: Any = self.model
+        return y if model is self.owner else model.classifier(y[:, 0])
+
+    def readout(self, y: Tensor) -> Any:
+        return self.read(y, None)
+
+    def output(self, x: Any) -> Any:
+        found = self.model(x)
+        logits = getattr(found, "logits", None)
+        return _tokens(found) if logits is None else logits
 
 
-def _timm_readout(model: Any, x: Tensor) -> Tensor:
-    return model.forward_head(x)
-
-
-# -- transformers -------------------------------------------------------------
-
-
-def _transformers(model: Any) -> Split:
+def _transformers(model: Any) -> Host:
     if not hasattr(model, "encoder") and not hasattr(model, "layers"):
         raise TypeError(
             f"model: {type(model).__name__} has embeddings and a layernorm, "
             "but neither encoder nor layers"
         )
-    operator = _Part(model, _transformers_operator)
-    return Split(model.embeddings, operator, _same)
+    return _Transformers(model, model)
 
 
-def _transformers_operator(model: Any, x: Tensor) -> Tensor:
-    if hasattr(model, "encoder"):
-        x = _tokens(model.encoder(x))
-    else:  # later versions
-        for layer in model.layers:
-            x = _tokens(layer(x))
-    return model.layernorm(x)
-
-
-def _transformers_classifier(model: Any) -> Split:
-    inner = _transformers(model.vit)
-    readout = _Part(model, _transformers_readout)
-    return Split(inner.embed, inner.operator, readout)
-
-
-def _transformers_readout(model: Any, x: Tensor) -> Tensor:
-    return model.classifier(x[:, 0])
+def _classifier(model: Any) -> Host:
+    return _Transformers(model, _transformers(model.vit).owner)
 
 
 def _tokens(output: Any) -> Tensor:
@@ -217,9 +173,25 @@ def _tokens(output: Any) -> Tensor:
     return output[0] if hidden is None else hidden
 
 
-_FAMILIES: list[tuple[tuple[str, ...], Callable[[Any], Split]]] = [
-    (("to_patch_embedding", "transformer"), _vit_pytorch),
+class _Encoder(Host):
+    """torch.nn.TransformerEncoder, itself the transformer."""
+
+    def reach(self, x: Any) -> Call:
+        return Call(self._turned(x))
+
+    def read(self, y: Tensor, x: Any) -> Any:
+        return self._turned(y)
+
+    def readout(self, y: Tensor) -> Any:
+        return self._turned(y)
+
+
+_FAMILIES: list[tuple[tuple[str, ...], Callable[[Any], Host]]] = [
+    (
+        ("to_patch_embedding", "transformer"),
+        lambda model: Host(model, model.transformer),
+    ),
     (("patch_embed", "blocks", "norm", "forward_head"), _timm),
-    (("vit", "classifier"), _transformers_classifier),
+    (("vit", "classifier"), _classifier),
     (("embeddings", "layernorm"), _transformers),
 ]
