@@ -18,7 +18,7 @@ from .engine import (
     Unrolled,
     fixed_point,
 )
-from .nn import PIGN, PicardConv
+from .nn import PIGN, PicardConv, picard_inference
 
 __all__ = [
     "Adaptive",
@@ -39,4 +39,5 @@ __all__ = [
     "Unrolled",
     "__version__",
     "fixed_point",
+    "picard_inference",
 ]

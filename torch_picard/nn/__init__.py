@@ -1,7 +1,8 @@
 """Graph modules: any conv iterated, and a model ready to train."""
 
 from . import bounds
+from .inference import picard_inference
 from .picard_conv import PicardConv
 from .pign import PIGN
 
-__all__ = ["PIGN", "PicardConv", "bounds"]
+__all__ = ["PIGN", "PicardConv", "bounds", "picard_inference"]

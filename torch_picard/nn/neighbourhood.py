@@ -19,9 +19,8 @@ _PLAIN = (
     pyg.EdgeConv, pyg.NNConv, pyg.LEConv, pyg.GeneralConv, pyg.CGConv,
 )  # fmt: skip
 _GLOBAL = (
-    torch.nn.modules.batchnorm._BatchNorm,
-    pyg.BatchNorm, pyg.InstanceNorm, pyg.GraphNorm, pyg.PairNorm,
-    pyg.MeanSubtractionNorm, pyg.GraphSizeNorm, pyg.DiffGroupNorm,
+    pyg.InstanceNorm, pyg.GraphNorm, pyg.PairNorm, pyg.MeanSubtractionNorm,
+    pyg.GraphSizeNorm, pyg.DiffGroupNorm,
 )  # fmt: skip
 
 
@@ -57,6 +56,8 @@ def check_pieces(conv: Any, where: str) -> None:
         kind = type(module).__name__
         graphwise = isinstance(module, pyg.LayerNorm)
         graphwise = graphwise and module.mode == "graph"
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            graphwise = module.training or module.running_mean is None
         if isinstance(module, _GLOBAL) or graphwise:
             raise ValueError(
                 f"conv holds {kind}, whose statistics are over all nodes; "

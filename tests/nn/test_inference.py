@@ -1,0 +1,272 @@
+"""The full-graph solve, chunk by chunk."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+from torch_geometric import nn as pyg
+from torch_geometric.data import Data
+
+from benchmarks import _memory
+from torch_picard import (
+    PIGN,
+    Anderson,
+    ConvergenceError,
+    ConvergenceWarning,
+    PicardConv,
+    picard_inference,
+)
+
+WIDTH = 6
+
+
+def graph(nodes=60, edges=150, seed=0, weight=False):
+    draw = torch.Generator().manual_seed(seed)
+    edge_index = torch.randint(nodes, (2, edges), generator=draw)
+    data = Data(
+        x=torch.randn(nodes, WIDTH, generator=draw), edge_index=edge_index
+    )
+    if weight:
+        data.edge_weight = torch.rand(edges, generator=draw)
+    return data
+
+
+def picard(make, **options):
+    torch.manual_seed(0)
+    options = {"rtol": 1e-6, "max_iter": 100, "inject": True} | options
+    block = PicardConv(make(), activation="tanh", **options).eval()
+    with torch.no_grad():
+        for p in block.parameters():
+            p.mul_(0.4)
+    return block
+
+
+CONVS = {
+    "GCN": lambda: pyg.GCNConv(WIDTH, WIDTH),
+    "SAGE": lambda: pyg.SAGEConv(WIDTH, WIDTH),
+    "GAT": lambda: pyg.GATConv(WIDTH, WIDTH),
+    "LG": lambda: pyg.LGConv(),
+    "ClusterGCN": lambda: pyg.ClusterGCNConv(WIDTH, WIDTH),
+}
+
+
+@pytest.mark.parametrize("name", CONVS)
+@pytest.mark.parametrize("weight", [False, True])
+def test_equals_the_solve_in_memory(name, weight):
+    if weight and name not in ("GCN", "LG"):
+        return
+    data, block = graph(weight=weight), picard(CONVS[name])
+    args = (data.edge_weight,) if weight else ()
+    with torch.no_grad():
+        want = block(data.x, data.edge_index, *args)
+    for budget in (None, 40_000):
+        got = picard_inference(
+            block, data, memory_budget=budget, progress=False
+        )
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rtol": 0.0, "max_iter": 5},
+        {"rtol": 1e-12, "max_iter": 7},
+        {"inject": False, "alpha": 0.3},
+        {"inject": nn.Linear(WIDTH, WIDTH)},
+        {"alpha": 0.0, "atol": 1e-3, "rtol": 0.0},
+    ],
+)
+def test_the_options_of_the_solve(options):
+    data, block = graph(), picard(CONVS["GCN"], **options)
+    with torch.no_grad():
+        want = block(data.x, data.edge_index)
+    got = picard_inference(block, data, memory_budget=40_000, progress=False)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_pign_and_graphs_that_stop_by_themselves():
+    parts = [graph(20, 50, seed) for seed in range(3)]
+    edges = [d.edge_index + 20 * i for i, d in enumerate(parts)]
+    data = Data(
+        x=torch.cat([10.0**i * d.x for i, d in enumerate(parts)]),
+        edge_index=torch.cat(edges, 1),
+        batch=torch.arange(3).repeat_interleave(20),
+    )
+    torch.manual_seed(0)
+    model = PIGN(
+        WIDTH, 8, 3, conv="gat", rtol=1e-4, max_iter=200, norm="BatchNorm"
+    ).eval()
+    with torch.no_grad():
+        want, solution = model(
+            data.x, data.edge_index, batch=data.batch, return_solution=True
+        )
+    assert len(set(solution.iterations.tolist())) > 1
+    got = picard_inference(model, data, memory_budget=60_000, progress=False)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["GCN", "GAT"])
+def test_peak_memory_stays_within_the_budget(name):
+    nodes, width = 4000, 32
+    draw = torch.Generator().manual_seed(0)
+    source = torch.randint(nodes, (2, 3 * nodes), generator=draw)
+    near = (source[0] + torch.randint(-20, 20, source.shape[1:])) % nodes
+    data = Data(
+        x=torch.randn(nodes, width, generator=draw),
+        edge_index=torch.stack([near, source[0]]),
+    )
+    make = {"GCN": pyg.GCNConv, "GAT": pyg.GATConv}[name]
+    block = PicardConv(make(width, width), inject=True, max_iter=3).eval()
+    # the graph in rows and its weights, then chunks
+    one = _memory.peak(lambda: picard_inference(block, data, progress=False))
+    budget = 400_000
+    fixed = 6 * data.edge_index.nbytes + 2 * data.x.nbytes
+    many = _memory.peak(
+        lambda: picard_inference(
+            block, data, memory_budget=budget, progress=False
+        )
+    )
+    assert many * 2**20 <= budget + fixed
+    states = 3 * data.x.nbytes
+    assert states > budget
+    assert many < one
+
+
+KILLED = """
+    import os, signal, sys, torch
+    sys.path[:0] = sys.argv[2:]
+    from tests.nn import test_inference as t
+    from torch_picard import picard_inference
+    from torch_picard.nn import inference
+
+    iterate, count = inference._Run._iterate, [0]
+    def counted(self, i, span):
+        iterate(self, i, span)
+        count[0] += 1
+        if count[0] == 23:
+            os.kill(os.getpid(), signal.SIGKILL)
+    inference._Run._iterate = counted
+    picard_inference(
+        t.picard(t.CONVS["GCN"]), t.graph(), memory_budget=40_000,
+        folder=sys.argv[1],
+    )
+"""
+
+
+def test_killed_and_called_again(tmp_path, monkeypatch):
+    folder = tmp_path / "states"
+    root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLED), str(folder), root],
+        capture_output=True, text=True, cwd=root,
+    )  # fmt: skip
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert "chunk" in run.stderr  # the progress bar
+    assert {p.name for p in folder.iterdir()} >= {"even.bin", "progress.json"}
+
+    from torch_picard.nn import inference
+
+    iterate, made = inference._Run._iterate, []
+
+    def counted(self, i, span):
+        made.append(i)
+        iterate(self, i, span)
+
+    monkeypatch.setattr(inference._Run, "_iterate", counted)
+    data, block = graph(), picard(CONVS["GCN"])
+    got = picard_inference(
+        block, data, memory_budget=40_000, folder=folder, progress=False
+    )
+    later = len(made)
+    assert list(folder.iterdir()) == []
+    whole = picard_inference(
+        block, data, memory_budget=40_000, folder=folder, progress=False
+    )
+    assert torch.equal(got, whole)
+    assert len(made) - later == later + 22  # the last one was not recorded
+
+
+def test_another_run_in_the_folder(tmp_path):
+    data, block = graph(), picard(CONVS["GCN"], on_failure="ignore")
+
+    class Stop(Exception):
+        pass
+
+    calls = []
+
+    def stop(*_):
+        calls.append(1)
+        if len(calls) == 3:
+            raise Stop
+
+    other = picard(CONVS["SAGE"])
+    other.conv.register_forward_pre_hook(stop)
+    with pytest.raises(Stop):
+        picard_inference(other, data, folder=tmp_path, progress=False)
+    with pytest.raises(ValueError, match="holds a run that differs in the mo"):
+        picard_inference(block, data, folder=tmp_path, progress=False)
+
+
+def test_features_may_be_a_file(tmp_path):
+    data, block = graph(), picard(CONVS["GCN"])
+    want = picard_inference(block, data, progress=False)
+    path = str(tmp_path / "x.bin")
+    mapped = torch.from_file(path, shared=True, size=data.x.numel())
+    mapped.copy_(data.x.flatten())
+    data.x = mapped.reshape(data.x.shape)
+    assert torch.equal(picard_inference(block, data, progress=False), want)
+
+
+def test_a_failed_solve_says_so():
+    data = graph()
+    block = picard(CONVS["GCN"], max_iter=2, on_failure="warn")
+    with pytest.warns(ConvergenceWarning, match="MAX_ITER"):
+        picard_inference(block, data, progress=False)
+    block.on_failure = "raise"
+    with pytest.raises(ConvergenceError):
+        picard_inference(block, data, progress=False)
+    data.x[3, 2] = torch.nan
+    with pytest.raises(ConvergenceError, match="NONFINITE"):
+        picard_inference(block, data, progress=False)
+
+
+@pytest.mark.parametrize(
+    "change, error, text",
+    [
+        ({"model": nn.Linear(6, 6)}, TypeError, "model must be a PIGN or a"),
+        ({"train": True}, ValueError, "model must be in eval mode"),
+        (
+            {"model": PicardConv(CONVS["GCN"](), method=Anderson()).eval()},
+            ValueError, "model must be iterated by Picard",
+        ),
+        (
+            {"model": PicardConv(pyg.APPNP(K=3, alpha=0.1)).eval()},
+            ValueError, "further than one hop",
+        ),
+        (
+            {"model": PIGN(6, 4, 2, norm="PairNorm").eval()},
+            ValueError, "PairNorm, whose statistics are over all nodes",
+        ),
+        ({"memory_budget": 100}, ValueError, "memory_budget must be at least"),
+        ({"edge_index": torch.tensor([[0], [99]])}, ValueError, "in 0..59"),
+        ({"edge_index": torch.ones(2, 3)}, ValueError, "LongTensor"),
+        ({"x": torch.eye(6).to_sparse()}, ValueError, "dense Tensor"),
+    ],
+)  # fmt: skip
+def test_wrong_calls(change, error, text):
+    data = graph()
+    for name in ("x", "edge_index"):
+        if name in change:
+            data[name] = change[name]
+    model = change.get("model", picard(CONVS["GCN"]))
+    model.train(change.get("train", False))
+    with pytest.raises(error, match=text):
+        picard_inference(
+            model, data, memory_budget=change.get("memory_budget"),
+            progress=False,
+        )  # fmt: skip

@@ -1,0 +1,129 @@
+"""A conv, computed for some nodes at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.nn.conv.gcn_conv import gcn_norm
+
+from ..ops.csr import compress
+from .neighbourhood import is_normalised, is_plain, options_set
+from .plan import plan
+
+#: What a chunk holds at once, in rows of a state: for each node or neighbour
+#: what is read, its images and what is made on the way; for each edge a
+#: message and what is made of it. And in bytes, for the numbering of an edge.
+_ROWS, _MESSAGES, _INDEX = 8, 4, 160
+
+
+class Chunks:
+    """Runs of nodes, and what an evaluation of conv needs for them.
+
+    Args:
+        conv: of which the images are asked for.
+        edge_index: [2, E], on the CPU.
+        num_nodes: N.
+        like: of the dtype and width of a state, [?, F].
+        extra: further arguments of conv by name, of all edges.
+        budget: bytes of the tensors of a chunk; None: one chunk.
+        more: bytes for each node that are needed beside the state.
+
+    Attributes:
+        starts: chunk i has the nodes starts[i] to starts[i+1]-1.
+
+    Raises:
+        ValueError: the budget is below what one node takes.
+    """
+
+    def __init__(
+        self,
+        conv: Any,
+        edge_index: Tensor,
+        num_nodes: int,
+        like: Tensor,
+        extra: dict[str, Tensor],
+        budget: int | None,
+        more: int = 0,
+    ):
+        self.conv, self.like = conv, like
+        self.options: dict[str, Any] = {}
+        if is_normalised(conv):
+            edge_index, weight = gcn_norm(
+                edge_index, extra.get("edge_weight"), num_nodes,
+                conv.improved, conv.add_self_loops, conv.flow, like.dtype,
+            )  # fmt: skip
+            extra = {"edge_weight": weight}
+            self.options = {"normalize": False}
+        self.plain = bool(self.options) or is_plain(conv)
+        rowptr, self.order = compress(edge_index[1], num_nodes)
+        self.rowptr = rowptr.long()
+        self.edge_index, self.extra = edge_index, extra
+        self.starts = self._cut(budget, more)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def span(self, i: int) -> slice:
+        return slice(self.starts[i], self.starts[i + 1])
+
+    def _cut(self, budget: int | None, more: int) -> list[int]:
+        n = self.rowptr.numel() - 1
+        if budget is None:
+            return [0, n]
+        width = self.like.size(1) * self.like.element_size()
+        degree = self.rowptr.diff()
+        edges = degree
+        if not self.plain:  # those of its neighbours, too
+            source, target = self.edge_index
+            far = torch.zeros(n, dtype=torch.long)
+            edges = degree + far.index_add_(0, target, degree[source])
+        cost = width * (_ROWS * (1 + degree) + _MESSAGES * edges)
+        cost = cost + _INDEX * edges + more
+        most = int(cost.max())
+        if most > budget:
+            raise ValueError(
+                f"memory_budget must be at least {most} bytes, what node "
+                f"{int(cost.argmax())} with its {int(degree[cost.argmax()])} "
+                f"neighbours takes, got {budget}"
+            )
+        starts, used = [0], 0
+        for i, size in enumerate(cost.tolist()):
+            if used + size > budget:
+                starts.append(i)
+                used = 0
+            used += size
+        return [*starts, n]
+
+    def image(self, i: int, y: Tensor, backend: str) -> Tensor:
+        """conv of the state y [N, F], for the nodes of chunk i."""
+        first, last = self.starts[i], self.starts[i + 1]
+        edges = self._incoming(first, last)
+        far = self.edge_index[0, edges].unique()
+        far = far[(far < first) | (far >= last)]
+        if not self.plain:
+            # how many neighbours they have may matter, not who these are
+            spans = [self._incoming(j, j + 1) for j in far.tolist()]
+            edges = torch.cat([edges, *spans])
+        rows = torch.cat([torch.arange(first, last), far])
+        unknown = self.like.new_zeros(1, self.like.size(1))
+        state = torch.cat([y[rows], unknown])
+        local = _places(rows, self.edge_index[:, edges])
+        named = {name: value[edges] for name, value in self.extra.items()}
+        with options_set(self.conv, self.options):
+            made = plan(
+                None, self.conv, state, local, (), named, f=None,
+                activation=None, backend=backend,
+            )  # fmt: skip
+            return made.operator(state)[: last - first]
+
+    def _incoming(self, first: int, last: int) -> Tensor:
+        return self.order[self.rowptr[first] : self.rowptr[last]]
+
+
+def _places(rows: Tensor, ids: Tensor) -> Tensor:
+    """Where these ids are in ``rows``; len(rows) where they are not."""
+    ordered, order = rows.sort()
+    at = torch.searchsorted(ordered, ids).clamp(max=len(rows) - 1)
+    return torch.where(ordered[at] == ids, order[at], len(rows))

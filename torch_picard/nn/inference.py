@@ -1,0 +1,299 @@
+"""Solves on graphs whose states do not fit into memory."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..engine import Picard, Solution, Status
+from ..engine.held import held_weights
+from ..engine.loop import recorded
+from ..engine.monitor import Monitor
+from ..engine.point import Smoothed
+from ..engine.space import Space
+from .chunks import Chunks
+from .neighbourhood import check_pieces
+from .picard_conv import PicardConv
+from .pign import PIGN
+from .stored import Stored, digest
+
+
+@torch.no_grad()
+def picard_inference(
+    model: nn.Module,
+    data: Any,
+    *,
+    memory_budget: int | None = None,
+    folder: str | Path | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """The exact full-graph solve of a trained model, chunk by chunk.
+
+    States are kept in files. Every iteration goes through the nodes in
+    chunks whose tensors stay within the budget and reads the rows of their
+    neighbours. All nodes see the previous iterate and residuals are summed
+    over the chunks, so values and number of iterations are those of
+    ``model(data.x, data.edge_index)``. With a ``folder``, who was
+    interrupted (or killed) goes on at the chunk where it stopped.
+
+    Args:
+        model: a :class:`PIGN` or :class:`PicardConv` in eval mode, iterated
+            by :class:`Picard`, on the CPU.
+        data: ``x`` [N, F], dense; it may be a memory-mapped file, as in
+            ``torch.from_file``. ``edge_index`` [2, E]; ``edge_weight`` or
+            ``edge_attr`` if the conv takes it. With ``batch`` each graph
+            stops by itself.
+        memory_budget: bytes for the tensors of a chunk. The edges and some
+            numbers for each of them come on top. (default: one chunk)
+        folder: for the states; emptied when all is done. (default: a
+            temporary one)
+        progress: whether to show a progress bar.
+
+    Returns:
+        [N, C]. Where a solve fails, of its last iterate, with a warning or
+        error as ``on_failure`` of the model says.
+
+    Raises:
+        TypeError: the model is neither.
+        ValueError: it is in training mode, or uses another method, or
+            cannot be computed in pieces; the budget is below what one node
+            with its neighbours takes; the folder holds another run.
+    """
+    block = _checked(model, data)
+    x, edge_index = data.x, data.edge_index
+    extra = {
+        name: getattr(data, name)
+        for name in ("edge_weight", "edge_attr")
+        if getattr(data, name, None) is not None
+    }
+    with tempfile.TemporaryDirectory() as temporary, held_weights(model):
+        state = _encoded(model, x[:1])
+        rows = 4 * (x[:1].numel() + state.numel()) * x.element_size()
+        chunks = Chunks(
+            block.conv, edge_index, x.size(0), state, extra, memory_budget,
+            rows,
+        )  # fmt: skip
+        kept = Stored(
+            Path(temporary if folder is None else folder),
+            {
+                "the data": digest(x, edge_index, *extra.values()),
+                "the model": digest(*model.state_dict().values()),
+                "its options": [repr(model), block.rtol, block.atol],
+                "memory_budget": memory_budget,
+            },
+        )
+        run = _Run(model, block, data, state, chunks, kept, progress)
+        out, solution = run()
+        kept.clear()
+    if not block.counted:
+        solution.report(block.on_failure, stacklevel=3)
+    return out
+
+
+class _Run:
+    """Encode, iterate, decode: stages 0, 1 to n, n + 1, a chunk at a time."""
+
+    def __init__(self, model, block, data, state, chunks, kept, progress):
+        self.model, self.block, self.data = model, block, data
+        self.chunks, self.kept, self.progress = chunks, kept, progress
+        self.batch = getattr(data, "batch", None)
+        self.size = 1 if self.batch is None else 1 + int(self.batch.max())
+        shape = (data.x.size(0), state.size(1))
+
+        def stored(name: str) -> Tensor:
+            return kept.tensor(name, shape, state.dtype)
+
+        self.alpha = float(block.iteration().alpha)
+        self.start = stored("start") if block.inject else None
+        self.states = [stored("even"), stored("odd")]
+        record = kept.record or {"stage": 0, "chunk": 0, "sums": [[], []]}
+        self.stage, self.chunk = record["stage"], record["chunk"]
+        self.sums = record["sums"]
+        self.watch: Monitor | None = None
+        if not block.counted:
+            ones = Space(torch.zeros(self.size, 1), "leading")
+            method = block.iteration()
+            self.watch = Monitor(ones, block.rtol, block.atol, method)
+        #: |P(x) - x|^2 and |P(x)|^2 of every iteration, [K, S, 2]
+        self.stats: list[Tensor] = []
+        for seen in record.get("stats", []):
+            self._judge(torch.tensor(seen, dtype=torch.float64))
+
+    def __call__(self) -> tuple[Tensor, Solution]:
+        from tqdm import tqdm
+
+        most = self.block.max_iter
+        with tqdm(disable=not self.progress, unit="chunk") as self.bar:
+            self._chunks(0, "encode", self._encode)
+            while not self._done and len(self.stats) < most:
+                k = 1 + len(self.stats)
+                self._chunks(k, f"iteration {k}", self._iterate)
+                self._next()
+            n = len(self.stats)
+            if self.watch is not None and not self.watch.done:
+                self.watch.exhaust(self._point(self.stats[-1]), None)
+            final = self.states[n % 2]
+            width = _decoded(self.model, final[:1]).size(1)
+            self.out = torch.empty(len(final), width, dtype=final.dtype)
+            self.stage, self.chunk = n + 1, 0  # quick, and so done anew
+            self._chunks(n + 1, "decode", self._decode)
+        return self.out, self._solution()
+
+    @property
+    def _done(self) -> bool:
+        return self.watch is not None and self.watch.done
+
+    def _chunks(self, stage: int, name: str, work) -> None:
+        """``work`` for the chunks of a stage that are not done yet."""
+        if self.stage > stage:
+            return
+        if self.stage < stage:
+            self.stage, self.chunk = stage, 0
+            self.sums = torch.zeros(self.size, 2, dtype=torch.float64)
+        self.sums = torch.as_tensor(self.sums, dtype=torch.float64)
+        self.bar.set_description(name)
+        for i in range(self.chunk, len(self.chunks)):
+            work(i, self.chunks.span(i))
+            self.chunk = i + 1
+            self._save()
+            self.bar.update()
+
+    def _save(self) -> None:
+        self.kept.save(
+            {
+                "stage": self.stage, "chunk": self.chunk,
+                "sums": self.sums.tolist(),
+                "stats": [s.tolist() for s in self.stats],
+            }
+        )  # fmt: skip
+
+    def _encode(self, i: int, span: slice) -> None:
+        x = _encoded(self.model, self.data.x[span])
+        self.states[0][span] = x
+        if self.start is not None:
+            self.start[span] = self.block._injected(x)
+
+    def _iterate(self, i: int, span: slice) -> None:
+        block, k = self.block, len(self.stats)
+        old, new = self.states[k % 2], self.states[(k + 1) % 2]
+        z = self.chunks.image(i, old, block.backend)
+        if self.start is not None:
+            z = z + self.start[span]
+        if block.activation is not None:
+            z = block.activation(z)
+        x = old[span]
+        pairs = torch.stack([(z - x).double(), z.double()])
+        squares = pairs.square().sum(2).T  # [n, 2]
+        where = torch.zeros(len(x), dtype=torch.long)
+        if self.batch is not None:
+            where = self.batch[span]
+        self.sums = self.sums.index_add(0, where, squares)
+        y = torch.lerp(x, z, 1 - self.alpha)
+        if self.watch is not None and self.watch.some_ended:
+            going = torch.from_numpy(~self.watch.ended)[where]
+            y = torch.where(going[:, None], y, x)
+        new[span] = y
+
+    def _next(self) -> None:
+        """All chunks have seen x_k: who ends there keeps it."""
+        k = len(self.stats)
+        going = np.ones(self.size, dtype=bool)
+        if self.watch is not None:
+            going = ~self.watch.ended
+        self._judge(self.sums)
+        if self.watch is None:
+            return
+        fresh = torch.from_numpy(self.watch.ended & going)
+        old, new = self.states[k % 2], self.states[(k + 1) % 2]
+        for i in range(len(self.chunks) if fresh.any() else 0):
+            span = self.chunks.span(i)
+            if self.batch is None:
+                new[span] = old[span]
+            else:
+                stays = fresh[self.batch[span]][:, None]
+                new[span] = torch.where(stays, old[span], new[span])
+
+    def _judge(self, sums: Tensor) -> None:
+        self.stats.append(sums)
+        if self.watch is not None:
+            self.watch.observe(self._point(sums), None)
+
+    def _point(self, sums: Tensor) -> Smoothed:
+        """The residuals alone; the states are in files."""
+        space = self.watch.space  # type: ignore[union-attr]
+        return Smoothed(space, space.start, space.start, sums, None)
+
+    def _decode(self, i: int, span: slice) -> None:
+        final = self.states[(self.stage - 1) % 2]
+        self.out[span] = _decoded(self.model, final[span])
+
+    def _solution(self) -> Solution:
+        history = torch.stack(self.stats)[..., 0].sqrt()
+        count = torch.full((self.size,), len(self.stats))
+        status = torch.full_like(count, int(Status.MAX_ITER))
+        last = count - 1
+        if self.watch is not None:
+            status = torch.from_numpy(self.watch.status.copy())
+            ended = status != Status.MAX_ITER  # these return x_last
+            last = torch.from_numpy(self.watch.last.copy())
+            last = torch.where(ended, last, count - 1)
+            count = torch.where(ended, last, count)
+        residual = history.gather(0, last[None])[0]
+        solution = recorded(status, count, residual, history, last)
+        solution.evaluations = len(self.stats)
+        return solution
+
+
+def _encoded(model: nn.Module, x: Tensor) -> Tensor:
+    return model.encode(x) if isinstance(model, PIGN) else x
+
+
+def _decoded(model: nn.Module, x: Tensor) -> Tensor:
+    return model.decoder(x) if isinstance(model, PIGN) else x
+
+
+def _checked(model: Any, data: Any) -> PicardConv:
+    """The iterated part of the model."""
+    if not isinstance(model, (PIGN, PicardConv)):
+        raise TypeError(
+            "model must be a PIGN or a PicardConv, whose states alone need "
+            f"the whole graph, got {type(model).__name__}"
+        )
+    block = model.block if isinstance(model, PIGN) else model
+    assert isinstance(block, PicardConv)
+    if model.training:
+        raise ValueError("model must be in eval mode: call model.eval()")
+    if block.method is not None and not isinstance(block.method, Picard):
+        raise ValueError(
+            "model must be iterated by Picard, as others keep more states, "
+            f"got {block.method}"
+        )
+    alpha = getattr(block.iteration(), "alpha", 0.0)
+    if isinstance(alpha, Tensor) and alpha.numel() > 1:
+        raise ValueError(
+            f"alpha of the model must be one number, got {alpha.numel()}"
+        )
+    if isinstance(model, PIGN) and model.norm is not None:
+        check_pieces(model.norm, "in chunks")
+    check_pieces(block.conv, "in chunks")
+    x, edge_index = data.x, data.edge_index
+    if not isinstance(x, Tensor) or x.layout != torch.strided:
+        raise ValueError("data.x must be a dense Tensor [N, F]")
+    if not isinstance(edge_index, Tensor) or edge_index.dtype != torch.long:
+        raise ValueError(
+            "data.edge_index must be a LongTensor [2, E], got "
+            f"{getattr(edge_index, 'dtype', type(edge_index).__name__)}"
+        )
+    if edge_index.numel() and not (
+        0 <= int(edge_index.min()) and int(edge_index.max()) < x.size(0)
+    ):
+        raise ValueError(
+            f"data.edge_index must be in 0..{x.size(0) - 1}, got "
+            f"{int(edge_index.min())}..{int(edge_index.max())}"
+        )
+    return block
