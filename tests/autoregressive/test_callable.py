@@ -51,6 +51,8 @@ def test_greedy_is_sequential_in_at_most_as_many_calls(
     assert solution.iterations.max() == solution.rounds
     assert (solution.info["positions"] == new).all()
     assert solution.residual.tolist() == [0.0] * rows
+    assert solution.info["evaluations"].sum() == solution.evaluations
+    assert solution.evaluations <= block * solution.iterations.sum()
     per_position = solution.info["residual_per_position"]
     assert per_position.shape == (rows, new)
     assert (per_position >= 0).all() and per_position.isfinite().all()

@@ -64,7 +64,7 @@ class Decoder:
         self.text = torch.cat([prompt, prompt.new_full((rows, new), pad)], 1)
         self.front = Front(torch.full((rows,), new), window)
         self.rows = torch.arange(rows)
-        self.evaluations = 0
+        self.evaluations = torch.zeros(rows, dtype=torch.long)
 
     def run(self) -> tuple[Tensor, Solution]:
         """The texts, padded and no longer than the longest, and how they
@@ -112,7 +112,7 @@ class Decoder:
         place = self.prompt + at[:, None] + column
         place = place.where(inside, text.size(1))
         image, finite = self.choice(logits, text, rows, place)
-        self.evaluations += int(width.sum())
+        self.evaluations[rows] += width
         moved = self._settle(image, change, finite, place, inside)
         self.model.settle(moved)
         if self.change is not None:
@@ -179,8 +179,9 @@ class Decoder:
         self.streamed = max(self.streamed, end)
 
     def _solution(self, ids: Tensor, length: Tensor) -> Solution:
-        solution = self.front.solution(ids, self.evaluations)
-        solution.info["positions"] = length
+        spent = self.evaluations
+        solution = self.front.solution(ids, int(spent.sum()))
+        solution.info |= {"positions": length, "evaluations": spent}
         # A settled token was chosen with the text before it as it is.
         exact = solution.converged
         last = solution.residual_history[-1]

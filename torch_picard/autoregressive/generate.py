@@ -83,7 +83,8 @@ def jacobi_generate(
         ids, long [B, P+n], n <= N, as ``generate`` returns them; with
         ``return_solution`` (ids, :class:`Solution`). There ``rounds`` is the
         number of calls of the model, ``iterations`` [B] that of each text,
-        ``evaluations`` the number of positions evaluated. Distances are
+        ``evaluations`` the number of positions evaluated (each text's in
+        ``info``, as are its ``"positions"``, tokens settled). Distances are
         Kullback-Leibler divergences of a position's distribution from that of
         the round before (before its first: from the uniform one), in nats:
         ``residual_history`` [K, B] the largest in a round's window,
