@@ -199,6 +199,20 @@ def test_a_chain_that_blows_up_has_diverged(method):
     assert torch.isfinite(found).all()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_chain_that_grows_as_its_schedule_has_it(method):
+    """With a denoiser that has learned nothing x is divided by what is left
+    of the image."""
+    alphas = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+    x, _ = start(2, 50)
+    want = reverse_chain(lambda x, t: 0 * x, alphas, 50, x)
+    assert float(want.abs().max()) > 100
+    solve = PicardSampler(lambda x, t: 0 * x, alphas, 50, 9, 0.0, method)
+    found, solution = solve(x)
+    assert solution.converged.all()
+    torch.testing.assert_close(found, want)
+
+
 def test_rounds_can_run_out():
     x, _ = start(2, 40)
     options = {"max_rounds": 3, "on_failure": "raise"}

@@ -213,14 +213,15 @@ def before(values: Tensor) -> Tensor:
 class _Judge:
     """What is small, and what too large."""
 
-    # times what data of unit size would give
+    # times what a denoiser that sees no noise at all would let grow
     LIMIT = 100.0
 
     def __init__(self, schedule: Schedule, x: Tensor, tol: float):
         self.unit = schedule.tolerance().to(x)
         self.expected = schedule.expected().to(x)
         first = x.flatten(1).square().mean(1).sqrt() * schedule.scale[0].to(x)
-        self.limit = self.LIMIT * first.clamp(min=1)
+        least = schedule.signal[0].clamp(min=1e-3).to(x)
+        self.limit = self.LIMIT * first.clamp(min=1) / least
         self.tol = tol
 
     def __call__(
