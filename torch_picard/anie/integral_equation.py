@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..contraction import Ball, Certificate
+from ..contraction.certificate import check_norm
 from ..contraction.norms import operator_norm
 from ..engine import Solution, fixed_point
 from .intervals import NoRule, slope_bounds
@@ -36,19 +38,18 @@ class IntegralEquation:
         kernel: K, called as ``kernel(x, t, u)`` with x [M, 1, d], t [1, N,
             d] and u [..., 1, N, c]; returns [..., M, N, c], u included for
             linear kernels too. Parameters inside get gradients.
-        free: f, a callable [N, d] -> [N, c], or a Tensor [N, c] or
-            [B, N, c] with its values at ``nodes``.
+        free: f, a callable [N, d] -> [N, c], asked again at every solve, or
+            a Tensor [N, c] or [B, N, c] with its values at ``nodes``.
         quadrature: :class:`GaussLegendre`, :class:`Trapezoid`,
             :class:`MonteCarlo` or :class:`Attention`.
         domain: (a, b), or one such pair an axis.
         volterra: whether to integrate from the lower corner up to x.
         lam: :math:`\lambda`, a number or a 0-dim Tensor.
-        memory: bytes that the kernel's values may take at a time; rows are
-            worked on in blocks that fit.
+        memory: bytes that the kernel's values and weights may take at a
+            time; rows are worked on in blocks that fit.
 
     Attributes:
-        nodes: [N, d], in torch's default dtype or the dtype and device of
-            ``free``, if that is a Tensor.
+        nodes: [N, d], in the dtype and on the device of f.
 
     Raises:
         ValueError: an argument is out of range or of a wrong shape.
@@ -79,24 +80,29 @@ class IntegralEquation:
                 f"{quadrature!r}"
             )
         _check_lam(lam)
+        if not isinstance(volterra, bool):
+            raise TypeError(
+                f"volterra must be True or False, got {volterra!r}"
+            )
         if isinstance(memory, bool) or not isinstance(memory, int):
             raise TypeError(f"memory must be an integer, got {memory!r}")
         if memory < 1:
             raise ValueError(f"memory must be positive, got {memory}")
         self.kernel, self.quadrature = kernel, quadrature
-        self.domain = _box(domain)
-        self.volterra, self.lam, self.memory = bool(volterra), lam, memory
-        self.nodes = quadrature.nodes(self.domain)
-        self._free = free
-        if isinstance(free, Tensor):
-            self.nodes = self.nodes.to(free)
-            self.f = free
-        elif callable(free):
-            self.f = free(self.nodes)
-        else:
+        self.domain = box(domain)
+        self.volterra, self.lam, self.memory = volterra, lam, memory
+        if not callable(free) and not isinstance(free, Tensor):
             raise TypeError(f"free must be callable or a Tensor, got {free!r}")
+        self._free = free
+        self.nodes = _nodes(quadrature, self.domain, free)
         _check_free(self.f, self.nodes)
         self._rule: Tensor | None = None
+
+    @property
+    def f(self) -> Tensor:
+        """The values of ``free`` at the nodes, as it is now."""
+        free = self._free
+        return free if isinstance(free, Tensor) else free(self.nodes)
 
     def __call__(self, u: Tensor) -> Tensor:
         """P(u) = f + lam * integral, at the nodes."""
@@ -117,25 +123,19 @@ class IntegralEquation:
         """
         _check_values(u, self.nodes)
         x = self.nodes if x is None else x
-        weights = self._weights(x)
         rows = self._rows(u)
         if rows >= x.size(0):
-            return self._block(x, weights, u)
+            return self._block(x, u)
         # Blocks are computed again for the gradient: kept, all of them
         # together would be what the blocks are to avoid.
         again = torch.is_grad_enabled()
         out = []
-        for start in range(0, x.size(0), rows):
-            part = x[start : start + rows]
-            w = weights
-            if weights.dim() == 2:
-                w = weights[start : start + rows]
+        for part in x.split(rows):
             if again:
-                out.append(
-                    checkpoint(self._block, part, w, u, use_reentrant=False)
-                )
+                block = checkpoint(self._block, part, u, use_reentrant=False)
             else:
-                out.append(self._block(part, w, u))
+                block = self._block(part, u)
+            out.append(block)
         return torch.cat(out, dim=-2)
 
     def solve(self, u0: Tensor | None = None, **options: Any) -> Solution:
@@ -150,13 +150,18 @@ class IntegralEquation:
             A :class:`~torch_picard.Solution` with value [N, c] or
             [B, N, c].
         """
+        f = self.f
         if u0 is None:
-            u0 = self.f
+            u0 = f
         value = u0.value if isinstance(u0, Solution) else u0
         _check_values(value, self.nodes, "u0")
         if value.dim() == 3:
             options.setdefault("segments", "leading")
-        return fixed_point(self, u0, **options)
+
+        def operator(u: Tensor) -> Tensor:
+            return f + self.lam * self.integral(u)
+
+        return fixed_point(operator, u0, **options)
 
     def evaluate(self, u: Tensor | Solution, x: Tensor) -> Tensor:
         """The solution between the nodes, by the equation itself (Nystrom's
@@ -172,6 +177,7 @@ class IntegralEquation:
         Raises:
             ValueError: ``free`` was given as a Tensor, so that f is unknown
                 at x, or x lies outside of the domain.
+            TypeError: x or u is no floating Tensor.
         """
         values = u.value if isinstance(u, Solution) else u
         if isinstance(self._free, Tensor):
@@ -179,20 +185,8 @@ class IntegralEquation:
                 "free must be a callable to evaluate between the nodes; it "
                 "is known there only, as a Tensor"
             )
-        if not isinstance(x, Tensor) or x.dim() != 2:
-            raise ValueError(f"x must be a Tensor [M, d], got {x!r}")
-        if x.size(1) != len(self.domain):
-            raise ValueError(
-                f"x must have {len(self.domain)} columns, got {x.size(1)}"
-            )
-        for i, (a, b) in enumerate(self.domain):
-            slack = 1e-6 * (b - a)
-            low, high = float(x[:, i].min()), float(x[:, i].max())
-            if low < a - slack or high > b + slack:
-                raise ValueError(
-                    f"x must lie in the domain, [{a:g}, {b:g}] along axis "
-                    f"{i}, got {low:g} to {high:g}"
-                )
+        _check_values(values, self.nodes)
+        x = self._inside(x)
         return self._free(x) + self.lam * self.integral(values, x)
 
     def certificate(
@@ -216,37 +210,61 @@ class IntegralEquation:
             if it holds for all u, ``"local"`` on ``region``. Where the
             kernel does something that has no enclosure the constant is
             infinite, and the reason names it.
+
+        Raises:
+            ValueError: the region's center is of another shape.
+            TypeError: region is no :class:`Ball`.
         """
         if region is not None and not isinstance(region, Ball):
             raise TypeError(f"region must be a Ball or None, got {region!r}")
-        weights = self._weights(self.nodes).detach().double().abs()
-        lam = abs(float(self.lam))
-        constant, why = self._constant(None, weights, norm)
+        check_norm(norm)
+        _bounds(region, self.nodes, self.f.size(-1))
+        lam = abs(float(torch.as_tensor(self.lam).detach()))
+        constant, why = self._constant(None, norm)
         if constant < math.inf or region is None:
             text = why or "slope of the kernel, for all u"
             if constant == math.inf and not why:
                 text = "the slope of the kernel is unbounded: give a region"
             return Certificate(lam * constant, norm, reason=text)
-        constant, why = self._constant(region, weights, norm)
+        constant, why = self._constant(region, norm)
         text = why or "slope of the kernel"
+        if constant == math.inf and not why:
+            text = (
+                "the enclosure of the kernel's slope is unbounded on the "
+                "region; it may be finite on a smaller one"
+            )
         return Certificate(lam * constant, norm, "local", region, text)
 
     # -- parts ------------------------------------------------------------
 
-    def _constant(
-        self, region: Ball | None, weights: Tensor, norm: str
-    ) -> tuple[float, str]:
+    def _inside(self, x: Any) -> Tensor:
+        """x, checked, in the dtype of the nodes."""
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"x must be a floating Tensor [M, d], got {kind}")
+        if x.dim() != 2 or len(x) == 0 or x.size(1) != len(self.domain):
+            raise ValueError(
+                f"x must be of shape [M, d] with M at least 1 and d = "
+                f"{len(self.domain)} columns, got {list(x.shape)}"
+            )
+        for i, (a, b) in enumerate(self.domain):
+            slack = 1e-6 * (b - a)
+            low, high = float(x[:, i].min()), float(x[:, i].max())
+            if not (low >= a - slack and high <= b + slack):
+                raise ValueError(
+                    f"x must lie in the domain, [{a:g}, {b:g}] along axis "
+                    f"{i}, got {low:g} to {high:g}"
+                )
+        return x.to(self.nodes)
+
+    def _constant(self, region: Ball | None, norm: str) -> tuple[float, str]:
         """The norm of the matrix of slopes, and why there is none."""
         nodes = self.nodes.double()
         width = self.f.size(-1)
-        shape = (1, nodes.size(0), width)
-        low = torch.full(shape, -math.inf, dtype=torch.float64)
-        high = -low
-        if region is not None:
-            center = torch.zeros(shape, dtype=torch.float64)
-            if region.center is not None:
-                center = center + region.center.double()
-            low, high = center - region.radius, center + region.radius
+        low, high = _bounds(region, nodes, width)
+        kernel = self.kernel
+        if isinstance(kernel, nn.Module):
+            kernel = copy.deepcopy(kernel).double()
         total = None
         rows = max(1, self.memory // (8 * 8 * nodes.size(0) * width**2))
         blocks = []
@@ -254,16 +272,13 @@ class IntegralEquation:
             for start in range(0, nodes.size(0), rows):
                 x = nodes[start : start + rows, None]
                 try:
-                    slope = slope_bounds(
-                        self.kernel, x, nodes[None], low, high
-                    )
+                    slope = slope_bounds(kernel, x, nodes[None], low, high)
                 except NoRule as missing:
                     return math.inf, f"no enclosure of {missing}"
                 except (TypeError, AttributeError, RuntimeError) as error:
                     return math.inf, f"no enclosure of the kernel: {error}"
-                w = weights
-                if weights.dim() == 2:
-                    w = weights[start : start + rows]
+                w = self._weights(self.nodes[start : start + rows])
+                w = w.double().abs()
                 slope = slope * w[..., None, None]
                 if not bool(torch.isfinite(slope).all()):
                     return math.inf, ""
@@ -285,20 +300,27 @@ class IntegralEquation:
             if self.volterra:
                 return rule.running_weights(self.domain, x)
             return rule.matrix(self.domain, x)
-        if not self.volterra:
-            return rule.weights(self.domain).to(x)
-        if x is not self.nodes:
-            return rule.running_weights(self.domain, x).to(x)
+        if self.volterra and x is not self.nodes:
+            return rule.running_weights(self.domain, x)
+        # the same in every iteration
         if self._rule is None:
-            self._rule = rule.running_weights(self.domain, x).to(x)
+            if self.volterra:
+                self._rule = rule.running_weights(self.domain, x)
+            else:
+                weights = rule.weights(self.domain, self.nodes.dtype)
+                self._rule = weights.to(self.nodes.device)
         return self._rule
 
     def _rows(self, u: Tensor) -> int:
-        """Rows of a block: the kernel's values and two temporaries."""
+        """Rows of a block: the kernel's values and two temporaries; where
+        weights depend on x, those in double precision, too."""
         a_row = 3 * u.numel() * u.element_size()
+        if self.volterra or isinstance(self.quadrature, Attention):
+            a_row += 4 * 8 * self.nodes.size(0)
         return max(1, self.memory // max(1, a_row))
 
-    def _block(self, x: Tensor, weights: Tensor, u: Tensor) -> Tensor:
+    def _block(self, x: Tensor, u: Tensor) -> Tensor:
+        weights = self._weights(x)
         values = self.kernel(x[:, None], self.nodes[None], u.unsqueeze(-3))
         shape = (*u.shape[:-2], x.size(0), *u.shape[-2:])
         if not isinstance(values, Tensor):
@@ -306,6 +328,8 @@ class IntegralEquation:
                 f"kernel must return a Tensor, got {type(values).__name__}"
             )
         try:
+            if values.dim() in (1, 2):  # [M, N] is no [N, c]
+                raise RuntimeError
             values = torch.broadcast_to(values, shape)
         except RuntimeError:
             raise ValueError(
@@ -324,7 +348,43 @@ class IntegralEquation:
         )
 
 
-def _box(domain: Any) -> Domain:
+def _nodes(quadrature: Quadrature, domain: Domain, free: Any) -> Tensor:
+    """In the dtype and on the device of f, not rounded to another first."""
+    if isinstance(free, Tensor):
+        _check_floating(free)
+        return quadrature.nodes(domain, free.dtype).to(free.device)
+    nodes = quadrature.nodes(domain)
+    f = free(nodes)
+    _check_floating(f)
+    if f.dtype == nodes.dtype and f.device == nodes.device:
+        return nodes
+    return quadrature.nodes(domain, f.dtype).to(f.device)
+
+
+def _bounds(
+    region: Ball | None, nodes: Tensor, width: int
+) -> tuple[Tensor, Tensor]:
+    """[1, N, c] each: the ends of u."""
+    center = nodes.new_zeros(1, nodes.size(0), width)
+    if region is None:
+        return center - math.inf, center + math.inf
+    if region.center is not None:
+        given = region.center.detach().to(center)
+        if given.shape not in (center.shape[1:], (), center.shape):
+            raise ValueError(
+                f"region must have a center of shape "
+                f"{list(center.shape[1:])}, got {list(given.shape)}"
+            )
+        center = center + given
+    return center - region.radius, center + region.radius
+
+
+def box(domain: Any) -> Domain:
+    """Intervals (a, b), one an axis.
+
+    Raises:
+        ValueError: domain is no such thing.
+    """
     single = (
         isinstance(domain, Sequence)
         and len(domain) == 2
@@ -352,10 +412,16 @@ def _check_lam(lam: Any) -> None:
     if number and math.isfinite(lam):
         return
     if isinstance(lam, Tensor) and lam.dim() == 0:
-        return
+        if not lam.is_complex() and math.isfinite(float(lam.detach())):
+            return
     raise ValueError(
         f"lam must be a finite number or a 0-dim Tensor, got {lam!r}"
     )
+
+
+def _check_floating(f: Any) -> None:
+    if isinstance(f, Tensor) and not f.is_floating_point():
+        raise TypeError(f"free must give floating values, got {f.dtype}")
 
 
 def _check_free(f: Any, nodes: Tensor) -> None:
@@ -373,8 +439,12 @@ def _check_free(f: Any, nodes: Tensor) -> None:
 
 
 def _check_values(u: Any, nodes: Tensor, name: str = "u") -> None:
-    if not isinstance(u, Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(u).__name__}")
+    if not isinstance(u, Tensor) or u.dtype != nodes.dtype:
+        kind = u.dtype if isinstance(u, Tensor) else type(u).__name__
+        raise TypeError(
+            f"{name} must be a Tensor of {nodes.dtype}, as the nodes, got "
+            f"{kind}"
+        )
     if u.dim() not in (2, 3) or u.size(-2) != nodes.size(0):
         raise ValueError(
             f"{name} must be [N, c] or [B, N, c] with N = {nodes.size(0)} "

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.polynomial.legendre import legvander
 from torch import Tensor, nn
+
+from .gauss import gauss_legendre
 
 Domain = tuple[tuple[float, float], ...]
 
@@ -17,13 +21,18 @@ class Quadrature:
 
     ``nodes(domain)`` are [N, d]; ``weights(domain)`` [N] integrate over all
     of it; ``running_weights(domain, x)`` [M, N] integrate from its lower
-    corner up to each x [M, d].
+    corner up to each x [M, d], in the dtype of x. Nodes and weights are in
+    ``dtype``, by default torch's, exact to its rounding.
     """
 
-    def nodes(self, domain: Domain) -> Tensor:
+    def nodes(
+        self, domain: Domain, dtype: torch.dtype | None = None
+    ) -> Tensor:
         raise NotImplementedError
 
-    def weights(self, domain: Domain) -> Tensor:
+    def weights(
+        self, domain: Domain, dtype: torch.dtype | None = None
+    ) -> Tensor:
         raise NotImplementedError
 
     def running_weights(self, domain: Domain, x: Tensor) -> Tensor:
@@ -47,19 +56,23 @@ class _Product(Quadrature):
         """[M, n]: integrals from 0 to each x in [0, 1]."""
         raise NotImplementedError
 
-    def nodes(self, domain: Domain) -> Tensor:
+    def nodes(
+        self, domain: Domain, dtype: torch.dtype | None = None
+    ) -> Tensor:
         points, _ = self._points()
-        axes = [_tensor(a + (b - a) * points) for a, b in domain]
+        axes = [_tensor(a + (b - a) * points, dtype) for a, b in domain]
         grid = torch.meshgrid(*axes, indexing="ij")
         return torch.stack([g.flatten() for g in grid], dim=1)
 
-    def weights(self, domain: Domain) -> Tensor:
+    def weights(
+        self, domain: Domain, dtype: torch.dtype | None = None
+    ) -> Tensor:
         _, weights = self._points()
         out = torch.ones(1, dtype=torch.float64)
         for a, b in domain:
             axis = torch.from_numpy((b - a) * weights)
             out = torch.outer(out, axis).flatten()
-        return _tensor(out)
+        return _tensor(out, dtype)
 
     def running_weights(self, domain: Domain, x: Tensor) -> Tensor:
         out = torch.ones(x.size(0), 1, dtype=torch.float64)
@@ -67,7 +80,7 @@ class _Product(Quadrature):
             at = (x[:, i].detach().double().cpu().numpy() - a) / (b - a)
             axis = torch.from_numpy((b - a) * self._running(at))
             out = (out[:, :, None] * axis[:, None, :]).flatten(1)
-        return _tensor(out).to(x.device)
+        return out.to(x)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.n})"
@@ -84,24 +97,35 @@ class GaussLegendre(_Product):
         n: nodes per axis.
     """
 
+    #: of which running integrals are offered: their matrix is n x n
+    most = 4096
+
     def _points(self):
-        points, weights = np.polynomial.legendre.leggauss(self.n)
+        points, weights = gauss_legendre(self.n)
         return (points + 1) / 2, weights / 2
 
     def _running(self, x):
-        legendre = np.polynomial.legendre
-        points, weights = legendre.leggauss(self.n)
-        degree = np.arange(self.n)
-        # The coefficients of the polynomial that is 1 at one node and 0 at
-        # the others; the rule is exact for the products that give them.
-        values = legendre.legvander(points, self.n - 1)
-        coefficients = (degree + 0.5)[:, None] * (values * weights[:, None]).T
-        at = legendre.legvander(2 * x - 1, self.n)
+        if self.n > self.most:
+            raise ValueError(
+                f"n of GaussLegendre must be at most {self.most} for "
+                f"running integrals (volterra=True), got {self.n}; so many "
+                "nodes are better placed by Trapezoid"
+            )
+        at = legvander(2 * x - 1, self.n)
         integrals = np.empty((len(x), self.n))
-        integrals[:, 0] = at[:, 1] + 1 if self.n > 0 else 0
+        integrals[:, 0] = at[:, 1] + 1
         for k in range(1, self.n):
             integrals[:, k] = (at[:, k + 1] - at[:, k - 1]) / (2 * k + 1)
-        return integrals @ coefficients / 2
+        return integrals @ _coefficients(self.n) / 2
+
+
+@functools.lru_cache(maxsize=4)
+def _coefficients(n: int) -> np.ndarray:
+    """[n, n]: those of the polynomials that are 1 at one node and 0 at the
+    others; the rule is exact for the products that give them."""
+    points, weights = gauss_legendre(n)
+    values = legvander(points, n - 1)
+    return (np.arange(n) + 0.5)[:, None] * (values * weights[:, None]).T
 
 
 class Trapezoid(_Product):
@@ -146,25 +170,31 @@ class MonteCarlo(Quadrature):
 
     def __init__(self, n: int, seed: int = 0):
         _check_count("n", n, 1)
+        _check_count("seed", seed, 0)
         self.n, self.seed = n, seed
 
-    def nodes(self, domain: Domain) -> Tensor:
+    def nodes(
+        self, domain: Domain, dtype: torch.dtype | None = None
+    ) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
         unit = torch.rand(
             self.n, len(domain), generator=generator, dtype=torch.float64
         )
         low = torch.tensor([a for a, _ in domain], dtype=torch.float64)
         high = torch.tensor([b for _, b in domain], dtype=torch.float64)
-        return _tensor(low + (high - low) * unit)
+        return _tensor(low + (high - low) * unit, dtype)
 
-    def weights(self, domain: Domain) -> Tensor:
+    def weights(
+        self, domain: Domain, dtype: torch.dtype | None = None
+    ) -> Tensor:
         volume = math.prod(b - a for a, b in domain)
-        return _tensor(torch.full((self.n,), volume / self.n).double())
+        share = np.full(self.n, volume / self.n)
+        return _tensor(share, dtype)
 
     def running_weights(self, domain: Domain, x: Tensor) -> Tensor:
-        nodes = self.nodes(domain).to(x)
-        inside = (nodes[None] <= x[:, None]).all(-1)
-        return inside * self.weights(domain).to(x)
+        nodes = self.nodes(domain, x.dtype).to(x.device)
+        weights = self.weights(domain, x.dtype).to(x.device)
+        return _before(nodes, x) * weights
 
     def __repr__(self) -> str:
         return f"MonteCarlo({self.n}, seed={self.seed})"
@@ -185,6 +215,11 @@ class Points(Quadrature):
     def __init__(self, nodes: Tensor, weights: Tensor | None = None):
         if not isinstance(nodes, Tensor) or nodes.dim() != 2:
             raise ValueError(f"nodes must be a Tensor [N, d], got {nodes!r}")
+        if weights is not None and not isinstance(weights, Tensor):
+            raise TypeError(
+                f"weights must be a Tensor [{nodes.size(0)}] or None, got "
+                f"{type(weights).__name__}"
+            )
         if weights is not None and weights.shape != nodes.shape[:1]:
             raise ValueError(
                 f"weights must be of shape [{nodes.size(0)}], got "
@@ -192,27 +227,28 @@ class Points(Quadrature):
             )
         self._nodes, self._weights = nodes, weights
 
-    def nodes(self, domain: Domain) -> Tensor:
+    def nodes(
+        self, domain: Domain, dtype: torch.dtype | None = None
+    ) -> Tensor:
         if self._nodes.size(1) != len(domain):
             raise ValueError(
                 f"nodes must have the {len(domain)} columns of the domain, "
                 f"got {self._nodes.size(1)}"
             )
-        return self._nodes
+        return self._nodes if dtype is None else self._nodes.to(dtype)
 
-    def weights(self, domain: Domain) -> Tensor:
-        if self._weights is not None:
-            return self._weights
-        volume = 1.0
-        for a, b in domain:
-            volume *= b - a
-        return self._nodes.new_full((len(self._nodes),), 1.0) * (
-            volume / len(self._nodes)
-        )
+    def weights(
+        self, domain: Domain, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        weights = self._weights
+        if weights is None:
+            volume = math.prod(b - a for a, b in domain)
+            count = len(self._nodes)
+            weights = self._nodes.new_full((count,), volume / count)
+        return weights if dtype is None else weights.to(dtype)
 
     def running_weights(self, domain: Domain, x: Tensor) -> Tensor:
-        inside = (self._nodes[None] <= x[:, None]).all(-1)
-        return inside * self.weights(domain).to(x)
+        return _before(self._nodes.to(x), x) * self.weights(domain).to(x)
 
     def __repr__(self) -> str:
         return f"Points({len(self._nodes)})"
@@ -243,14 +279,16 @@ class Attention(Quadrature, nn.Module):
         nn.init.zeros_(self.query.weight)
         nn.init.zeros_(self.query.bias)
 
-    def nodes(self, domain: Domain) -> Tensor:
+    def nodes(
+        self, domain: Domain, dtype: torch.dtype | None = None
+    ) -> Tensor:
         if len(domain) != self.query.in_features:
             raise ValueError(
                 f"coord_dim must be the {len(domain)} of the domain, got "
                 f"{self.query.in_features}"
             )
         middle = (np.arange(self.n) + 0.5) / self.n
-        axes = [_tensor(a + (b - a) * middle) for a, b in domain]
+        axes = [_tensor(a + (b - a) * middle, dtype) for a, b in domain]
         grid = torch.meshgrid(*axes, indexing="ij")
         return torch.stack([g.flatten() for g in grid], dim=1)
 
@@ -258,21 +296,23 @@ class Attention(Quadrature, nn.Module):
         """[M, N]: the weights for each x."""
         own = self.query.weight
         query = self.query(x.to(own))
-        key = self.key(self.nodes(domain).to(own))
+        key = self.key(self.nodes(domain, own.dtype).to(own.device))
         scores = query @ key.T / math.sqrt(self.embed_dim)
         volume = math.prod(b - a for a, b in domain)
         return (volume * scores.softmax(-1)).to(x)
 
-    def weights(self, domain: Domain) -> Tensor:
+    def weights(
+        self, domain: Domain, dtype: torch.dtype | None = None
+    ) -> Tensor:
         raise ValueError(
             "quadrature Attention weights the nodes for each x on its own; "
             "ask matrix(domain, x)"
         )
 
     def running_weights(self, domain: Domain, x: Tensor) -> Tensor:
-        t = self.nodes(domain).to(x)
+        t = self.nodes(domain, x.dtype).to(x.device)
         # a node stands for its cell; part of it may lie beyond x
-        parts = torch.ones(x.size(0), t.size(0), dtype=x.dtype)
+        parts = x.new_ones(x.size(0), t.size(0))
         for i, (a, b) in enumerate(domain):
             width = (b - a) / self.n
             share = (x[:, None, i] - t[None, :, i]) / width + 0.5
@@ -283,8 +323,16 @@ class Attention(Quadrature, nn.Module):
         return f"{self.n}"
 
 
-def _tensor(values: Any) -> Tensor:
-    return torch.as_tensor(values).to(torch.get_default_dtype())
+def _before(nodes: Tensor, x: Tensor) -> Tensor:
+    """[M, N]: which nodes [N, d] lie below x [M, d] in all coordinates."""
+    inside = nodes[None, :, 0] <= x[:, None, 0]
+    for i in range(1, x.size(1)):
+        inside = inside & (nodes[None, :, i] <= x[:, None, i])
+    return inside
+
+
+def _tensor(values: Any, dtype: torch.dtype | None) -> Tensor:
+    return torch.as_tensor(values).to(dtype or torch.get_default_dtype())
 
 
 def _check_count(name: str, value: Any, least: int) -> None:
