@@ -247,7 +247,7 @@ def grid(rows: dict[str, list], path: Path) -> None:
     axes.set_yticks([step * (i + 0.5) for i in range(len(rows))], rows)
     axes.set_xticks([])
     figure.tight_layout()
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=90, bbox_inches="tight")
     plt.close(figure)
 
 

@@ -139,7 +139,7 @@ class _Frozen:
         # of a step that forgets its input, c = 0, no quotient may be taken
         logs = c.clamp(min=1e-30).log().cumsum(0)
         self.log = torch.cat([logs.new_zeros(1), logs]).to(x.device)
-        self.k, self.x = k.to(x), x
+        self.k = k.to(x)
 
     def __call__(
         self, window: Window, begin: Tensor, x0: Tensor, kicks: Tensor
