@@ -172,7 +172,7 @@ def test_wrong_arguments(call, error, name):
     [
         (Trapezoid(30_000), (0, 1), True),
         (MonteCarlo(30_000), (0, 1), True),
-        (Attention(30_000), (0, 1), False),
+        (Attention(30_000).double(), (0, 1), False),
         (Trapezoid(173), ((0, 1), (0, 1)), True),
         (GaussLegendre(100_000), (0, 1), False),
     ],

@@ -9,6 +9,11 @@ import torch
 from hosts import DIM, OlderViT, SimpleViT, Timm, Transformer, images
 from torch import nn
 
+from torch_picard.contraction import (
+    L2TransformerLayer,
+    contractive,
+    lipschitz_bound,
+)
 from torch_picard.vit import PicardViT, split
 
 
@@ -208,3 +213,23 @@ def test_a_fixed_count_compiles_as_one_graph():
         wanted = vit(x)
         torch.testing.assert_close(compiled(x), wanted)
         torch.testing.assert_close(copy.deepcopy(vit)(x), wanted)
+
+
+@pytest.mark.parametrize("residual", ["keep", "strip"])
+def test_a_certified_transformer_certifies_the_iteration(residual):
+    torch.manual_seed(0)
+    layer = contractive(L2TransformerLayer(DIM, 2), 0.9, num_nodes=16)
+    host = SimpleViT()
+    host.transformer = layer
+    certificates = []
+    for model in (host, (nn.Identity(), layer, nn.Identity())):
+        vit = PicardViT(model, 50, 0.0, residual=residual)
+        certificates.append(lipschitz_bound(vit, num_nodes=16))
+    assert certificates[0].constant == certificates[1].constant
+    more = 0.9 if residual == "keep" else 1.9
+    assert certificates[0].constant <= more * (1 + 1e-6)
+    assert certificates[0].contracts == (residual == "keep")
+    with pytest.raises(ValueError, match="num_nodes"):
+        lipschitz_bound(vit)
+    with pytest.raises(ValueError, match=r"Transformer"):
+        lipschitz_bound(PicardViT(SimpleViT()), num_nodes=16)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..contraction.bounds import Bound, Context, is_scaled, register_bound
 from ..contraction.norms import gram_bound
 from ..engine.gradients import Gradient
 from ..engine.methods import Method
@@ -266,6 +267,9 @@ class FNODEQ(LearnedEquation):
             on_failure=on_failure,
         )
         _check_counts(in_channels, out_channels, width, modes, layers)
+        number = isinstance(bound, (int, float)) and bound is not True
+        if bound is not None and not number:
+            raise TypeError(f"bound must be a number or None, got {bound!r}")
         if bound is not None and not 0 < bound < math.inf:
             raise ValueError(f"bound must be positive and finite, got {bound}")
         self.bound = bound
@@ -320,6 +324,17 @@ class FNODEQ(LearnedEquation):
         share = self.bound ** (1 / len(self.layers)) / _SLOPE
         return (share / layer.norm()).clamp(max=1.0).to(f)
 
+    def constant(self) -> float:
+        """An upper bound of the l2 Lipschitz constant of P, on any grid."""
+        share = math.inf
+        if self.bound is not None:
+            share = self.bound ** (1 / len(self.layers)) / _SLOPE
+        total = 1.0
+        for layer in self.layers:
+            norm = float(layer.norm().detach())  # type: ignore[operator]
+            total *= _SLOPE * min(share, norm)
+        return total
+
     def extra_repr(self) -> str:
         bound = "" if self.bound is None else f", bound={self.bound}"
         return super().extra_repr() + bound
@@ -336,3 +351,25 @@ def _check_counts(
         ("layers", layers),
     ):
         check_count(name, value)
+
+
+@register_bound(FNODEQ)
+def _fnodeq(module: FNODEQ, context: Context) -> Bound:
+    """Of P, one application: f is added."""
+    if context.depth > 1:
+        raise ValueError(
+            "module: as part of another module FNODEQ is the whole solve, "
+            "but lipschitz_bound(FNODEQ) is about P, one application; ask "
+            "for it by itself"
+        )
+    if is_scaled(context):
+        raise ValueError(
+            "module: FNODEQ bounds itself; use FNODEQ(..., bound=0.95)"
+        )
+    if context.norm != "l2":
+        return Bound(math.inf, reason="a Fourier layer is known in l2 only")
+    how = "no bound set" if module.bound is None else f"bound={module.bound}"
+    return Bound(
+        module.constant(), width=context.width,
+        reason=f"norms of W + R_k, GELU, {how}",
+    )  # fmt: skip

@@ -15,7 +15,7 @@ from ..contraction import Ball, Certificate
 from ..contraction.certificate import check_norm
 from ..contraction.norms import operator_norm
 from ..engine import Solution, fixed_point
-from .intervals import NoRule, slope_bounds
+from .enclosures import NoRule, slope_bounds
 from .quadrature import Attention, Domain, Quadrature
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -126,17 +126,21 @@ class IntegralEquation:
         rows = self._rows(u)
         if rows >= x.size(0):
             return self._block(x, u)
+        if not torch.is_grad_enabled():
+            # in one piece: small results between large temporaries would
+            # keep an allocator from using the same room again
+            whole = u.new_empty(*u.shape[:-2], x.size(0), u.size(-1))
+            parts = x.split(rows), whole.split(rows, dim=-2)
+            for part, out in zip(*parts):
+                out.copy_(self._block(part, u))
+            return whole
         # Blocks are computed again for the gradient: kept, all of them
         # together would be what the blocks are to avoid.
-        again = torch.is_grad_enabled()
-        out = []
-        for part in x.split(rows):
-            if again:
-                block = checkpoint(self._block, part, u, use_reentrant=False)
-            else:
-                block = self._block(part, u)
-            out.append(block)
-        return torch.cat(out, dim=-2)
+        blocks = [
+            checkpoint(self._block, part, u, use_reentrant=False)
+            for part in x.split(rows)
+        ]
+        return torch.cat(blocks, dim=-2)
 
     def solve(self, u0: Tensor | None = None, **options: Any) -> Solution:
         """:func:`~torch_picard.fixed_point` of this equation; each element
@@ -316,7 +320,7 @@ class IntegralEquation:
         weights depend on x, those in double precision, too."""
         a_row = 3 * u.numel() * u.element_size()
         if self.volterra or isinstance(self.quadrature, Attention):
-            a_row += 4 * 8 * self.nodes.size(0)
+            a_row += 12 * 8 * self.nodes.size(0)
         return max(1, self.memory // max(1, a_row))
 
     def _block(self, x: Tensor, u: Tensor) -> Tensor:

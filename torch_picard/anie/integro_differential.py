@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..contraction import Certificate, lipschitz_bound
+from ..contraction.bounds import Bound, Context, register_bound
 from ..engine.gradients import Gradient
 from ..engine.methods import Method
 from ..engine.methods.base import check_count
@@ -63,7 +66,9 @@ class NIDE(LearnedEquation):
             [1, T, 1] and y [B, 1, T, C]; returns [B, M, T, C].
         volterra: whether the integral ends at t.
         solver: ``"rk4"`` or ``"dopri5"`` (Dormand and Prince, order 5), with
-            fixed steps; ``"torchdiffeq"``: its adaptive dopri5.
+            fixed steps; ``"torchdiffeq"``: its adaptive dopri5, whose steps
+            are those of the batch as a whole: there alone a sample depends
+            on the others, within the solver's tolerance of 1e-7.
         substeps: steps from one time to the next.
         alpha, max_iter, rtol, atol, gradient, on_failure, method: as in
             :class:`ANIE`. (default alpha: 0)
@@ -164,6 +169,42 @@ class NIDE(LearnedEquation):
         value = solution.value
         return (value, solution) if return_solution else value
 
+    def certificate(self, times: Tensor) -> Certificate:
+        """A Lipschitz constant of P on these times, in the largest norm
+        (``"linf"``): how far trajectories move apart under the solver's own
+        steps, by the constants of F and G. Infinite, with the reason, where
+        F or G is given or the steps are adaptive.
+
+        Raises:
+            ValueError: times do not increase.
+        """
+        times = _check_times(times).double()
+        if self.solver == "torchdiffeq":
+            return _unknown("the steps of torchdiffeq depend on the state")
+        if not isinstance(self.derivative, _Derivative):
+            return _unknown("derivative is given, its constant not known")
+        if not isinstance(self.kernel, KernelNetwork):
+            return _unknown("kernel is given, its constant not known")
+        f = lipschitz_bound(self.derivative.net, norm="linf").constant
+        inner = nn.Sequential(*self.kernel.of_value())
+        g = lipschitz_bound(inner, norm="linf").constant
+        c, rows, b = _RUNGE_KUTTA[self.solver]
+        apart = 0.0
+        for left, right in zip(times[:-1].tolist(), times[1:].tolist()):
+            h = (right - left) / self.substeps
+            for i in range(self.substeps):
+                slopes: list[float] = []
+                for row, part in zip(rows, c):
+                    end = left + h * (i + part)
+                    end = end if self.volterra else float(times[-1])
+                    at = apart + h * sum(
+                        abs(a) * k for a, k in zip(row, slopes)
+                    )
+                    slopes.append(f * at + g * (end - float(times[0])))
+                apart += h * sum(abs(w) * k for w, k in zip(b, slopes))
+        reason = f"F {f:.3g} and G {g:.3g}, along {len(times)} times"
+        return Certificate(apart * (1 + 1e-9), "linf", reason=reason)
+
     def integral(self, y: Tensor, times: Tensor, at: Tensor) -> Tensor:
         """The integral term [B, M, C] of y [B, T, C] at the times [M]."""
         if self.volterra:
@@ -174,6 +215,10 @@ class NIDE(LearnedEquation):
             at[:, None, None], times[None, :, None], y.unsqueeze(1)
         )
         shape = (y.size(0), at.numel(), times.numel(), self.channels)
+        if not isinstance(values, Tensor):
+            raise TypeError(
+                f"kernel must return a Tensor, got {type(values).__name__}"
+            )
         try:
             values = torch.broadcast_to(values, shape)
         except RuntimeError:
@@ -279,13 +324,30 @@ def _check(y0: Any, times: Any, channels: int) -> Tensor:
         raise ValueError(
             f"y0 must be of shape [B, {channels}], got {list(y0.shape)}"
         )
-    if not isinstance(times, Tensor):
-        raise TypeError(f"times must be a Tensor [T], got {times!r}")
+    return _check_times(times).to(y0)
+
+
+def _check_times(times: Any) -> Tensor:
+    if not isinstance(times, Tensor) or times.is_complex():
+        kind = times.dtype if isinstance(times, Tensor) else repr(times)
+        raise TypeError(f"times must be a real Tensor [T], got {kind}")
     if times.dim() != 1 or times.numel() < 2:
         raise ValueError(
             f"times must be [T] with at least 2 of them, got "
             f"{list(times.shape)}"
         )
-    if not bool((times.diff() > 0).all()):
-        raise ValueError("times must increase")
-    return times.to(y0)
+    if not bool((times.diff() > 0).all() & times.isfinite().all()):
+        raise ValueError("times must increase and be finite")
+    return times
+
+
+def _unknown(why: str) -> Certificate:
+    return Certificate(math.inf, "linf", reason=why)
+
+
+@register_bound(NIDE)
+def _nide(module: NIDE, context: Context) -> Bound:
+    raise ValueError(
+        "module: the constant of NIDE depends on its times; ask "
+        "NIDE.certificate(times)"
+    )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
+from ..contraction import Certificate, lipschitz_bound
+from ..contraction.bounds import Bound, Context, register_bound
 from ..engine.gradients import Gradient
 from ..engine.methods import Method
 from ..engine.methods.base import check_count
-from .integral_equation import IntegralEquation
+from .integral_equation import IntegralEquation, box
 from .learned import LearnedEquation, check_points
 from .quadrature import Points
 
@@ -87,7 +90,13 @@ class NIE(LearnedEquation):
                 f"kernel must be callable as G(x, t, y), got {kernel!r}"
             )
         self.channels, self.coord_dim = channels, coord_dim
-        self.domain = ((0.0, 1.0),) * coord_dim if domain is None else domain
+        self.domain = box(
+            ((0.0, 1.0),) * coord_dim if domain is None else domain
+        )
+        if len(self.domain) != coord_dim:
+            raise ValueError(
+                f"domain must have coord_dim={coord_dim} axes, got {domain}"
+            )
         # G's hidden values are what takes the room
         self.memory = memory if kernel is not None else memory // hidden
         if kernel is None:
@@ -155,6 +164,13 @@ class NIE(LearnedEquation):
             memory=max(1, self.memory),
         )
 
+    def certificate(self, norm: str = "l2") -> Certificate:
+        """A Lipschitz constant of P, for any points with equal weights: the
+        volume of the domain times that of G in y. Infinite for a kernel of
+        one's own; :meth:`equation` has a certificate for given points, which
+        is sharper, and may hold on a region only."""
+        return lipschitz_bound(self, norm=norm)
+
 
 class KernelNetwork(nn.Module):
     """G(x, t, u): a perceptron of both places and the value at t. Its first
@@ -176,3 +192,43 @@ class KernelNetwork(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
         return self.rest(self.at_x(x) + (self.at_t(t) + self.of_u(u)))
+
+    def of_value(self) -> tuple[nn.Module, ...]:
+        """What is applied to u, one after the other: x and t only shift."""
+        return (self.of_u, *self.rest)
+
+
+@register_bound(NIE)
+def _nie(module: NIE, context: Context) -> Bound:
+    """Of P: the mean over points of a map of each."""
+    if context.depth > 1:
+        raise ValueError(
+            "module: as part of another module NIE is the whole solve, but "
+            "lipschitz_bound(NIE) is about P, one application; ask for it "
+            "by itself"
+        )
+    if not isinstance(module.kernel, KernelNetwork):
+        return Bound(
+            math.inf,
+            reason="the kernel is given; equation(f, coords).certificate() "
+            "encloses its slope",
+        )
+    volume = math.prod(b - a for a, b in module.domain)
+    return context.chain(*module.kernel.of_value(), _Mean(volume))
+
+
+class _Mean(nn.Module):
+    """An average over points, times the volume."""
+
+    def __init__(self, volume: float):
+        super().__init__()
+        self.volume = volume
+
+
+@register_bound(_Mean)
+def _mean(module: _Mean, context: Context) -> Bound:
+    return Bound(
+        module.volume,
+        width=context.width,
+        reason=f"mean over points, volume {module.volume:g}",
+    )

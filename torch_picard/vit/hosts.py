@@ -51,6 +51,10 @@ class Host:
         #: of the last input: shape without the batch, dtype, device
         self._like: tuple | None = None
 
+    def stack(self) -> tuple[nn.Module, ...]:
+        """What is iterated, module after module."""
+        return (self.transformer,)
+
     # -- with an input ----------------------------------------------------
 
     def reach(self, x: Any) -> Call:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..contraction.bounds import Bound, Context, Sum, register_bound
 from ..engine import Solution, Status, Unrolled
 from ..engine.gradients import Gradient
 from ..engine.methods import Method
@@ -287,3 +288,28 @@ def _guard(solution: Solution, norms: Norms) -> None:
     ended = (status == int(Status.CONVERGED)) & more
     ended |= (status == int(Status.STAGNATED)) & level
     status[ended & norms.growing()] = int(Status.DIVERGED)
+
+
+@register_bound(PicardViT)
+def _picard_vit(module: PicardViT, context: Context) -> Bound:
+    """Of P, one application: f is added."""
+    if context.depth > 1:
+        raise ValueError(
+            "module: as part of another module PicardViT is the whole solve, "
+            "but lipschitz_bound(PicardViT) is about P, one application; ask "
+            "for it by itself"
+        )
+    embed, operator, readout = (_rules_for(part) for part in module.parts)
+    chain: tuple[Any, ...] = (operator,)
+    if module.state == "image":
+        chain = (embed, operator, readout)
+    if module.residual == "strip":  # T(y) - y
+        return context.bound(Sum((chain, ())))
+    return context.bound(chain)
+
+
+def _rules_for(part: Any) -> Any:
+    """What lipschitz_bound may know a part by."""
+    if isinstance(part, Part) and part.role == "operator":
+        return part.source.stack()
+    return part

@@ -96,6 +96,10 @@ def owner_of(part: Any) -> nn.Module | None:
 class _Timm(Host):
     """The norm behind the blocks is iterated, too; forward_head reads out."""
 
+    def stack(self) -> tuple[nn.Module, ...]:
+        model: Any = self.model
+        return (model.blocks, model.norm)
+
     def apply(self, y: Tensor, call: Call) -> Any:
         model: Any = self.model
         return model.norm(super().apply(y, call))
@@ -125,6 +129,13 @@ class _Transformers(Host):
     def __init__(self, model: nn.Module, owner: nn.Module):
         super().__init__(model, owner, owner)
         self.swapped = False
+
+    def stack(self) -> tuple[nn.Module, ...]:
+        inner: Any = self.owner
+        return (
+            getattr(inner, "encoder", None) or inner.layers,
+            inner.layernorm,
+        )
 
     def reach(self, x: Any) -> Call:
         inner: Any = self.owner
