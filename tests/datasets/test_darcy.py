@@ -277,3 +277,19 @@ def test_without_scipy_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "scipy", None)
     with pytest.raises(ImportError, match=r"torch-picard\[datasets\]"):
         solve_darcy(torch.ones(1, 4, 4))
+
+
+def test_a_sample_may_be_written_to(tmp_path):
+    ds = Darcy(
+        tmp_path, resolution=8, fine=8, num_samples=1, source="generated",
+        progress=False,
+    )  # fmt: skip
+    before = ds[0][1].clone()
+    ds[0][1].mul_(0)
+    assert torch.equal(ds[0][1], before)
+    with pytest.raises(TypeError, match="index must be"):
+        ds[0:2]
+    (file,) = tmp_path.glob("*/*.pt")
+    file.write_bytes(b"")
+    ds._chunk = (-1, None)
+    assert torch.equal(ds[0][1], before)

@@ -201,6 +201,14 @@ def test_a_flow_that_cannot_be_followed_says_so():
         ({"frames": 1.5}, TypeError, "frames"),
         ({"forcing": "wind"}, ValueError, "forcing"),
         ({"forcing": torch.zeros(3)}, ValueError, "forcing"),
+        (
+            {"forcing": torch.full((8, 8), math.nan)},
+            ValueError,
+            "forcing must be finite",
+        ),
+        ({"forcing": torch.ones(8, 8) * 1j}, TypeError, "forcing must be"),
+        ({"dt": 1e-12}, ValueError, "dt must be at least"),
+        ({"t_end": 1e15}, ValueError, "dt must be at least"),
     ],
 )
 def test_wrong_arguments(change, error, name):
@@ -222,3 +230,40 @@ def test_wrong_arguments(change, error, name):
 def test_wrong_fields(change, name):
     with pytest.raises(ValueError, match=name):
         gaussian_random_field(**({"num": 1, "resolution": 8} | change))
+
+
+SMALL = {"resolution": 8, "t_end": 0.1, "frames": 1, "progress": False}
+
+
+def test_a_sample_may_be_written_to(tmp_path):
+    ds = NavierStokes2D(tmp_path, 2, **SMALL)
+    before = ds[0][1].clone()
+    ds[0][1].mul_(0)
+    assert torch.equal(ds[0][1], before)
+    assert torch.equal(ds[torch.tensor(0)][1], before)
+    with pytest.raises(TypeError, match="index must be"):
+        ds[0:2]
+    with pytest.raises(IndexError, match="2"):
+        ds[2]
+
+
+def test_half_a_file_is_made_again(tmp_path):
+    before = NavierStokes2D(tmp_path, 1, **SMALL)[0][1]
+    (file,) = tmp_path.glob("*/*.pt")
+    file.write_bytes(file.read_bytes()[:100])
+    assert torch.equal(NavierStokes2D(tmp_path, 1, **SMALL)[0][1], before)
+
+
+def test_folders_are_by_value_and_not_left_behind(tmp_path):
+    for changes, error in (
+        ({"t_end": -1.0}, ValueError),
+        ({"seed": 1.5}, TypeError),
+        ({"dt": "a"}, TypeError),
+    ):
+        with pytest.raises(error):
+            NavierStokes2D(tmp_path, 1, **(SMALL | changes))
+    assert not list(tmp_path.iterdir())
+    options = SMALL | {"dt": 0.1}
+    for t_end in (1, 1.0):
+        NavierStokes2D(tmp_path, 1, **(options | {"t_end": t_end}))
+    assert len(list(tmp_path.iterdir())) == 1

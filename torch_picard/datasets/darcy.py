@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..engine.methods.base import check_count
+from .stored import load_or_make, row_of
 
 #: Samples that are computed together and share a file.
 _CHUNK = 16
@@ -212,6 +213,8 @@ class Darcy(Dataset):
             found = given is not None and given.is_dir()
             source = "files" if found else "generated"
         self.resolution, self.split, self.source = resolution, split, source
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"seed must be an integer, got {seed!r}")
         self.seed = seed
         self._chunk: tuple[int, Any] = (-1, None)
         if source == "files":
@@ -228,22 +231,19 @@ class Darcy(Dataset):
         return self.num_samples
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        if not -self.num_samples <= i < self.num_samples:
-            raise IndexError(
-                f"index must be below {self.num_samples}, got {i}"
-            )
-        i = i % self.num_samples
+        i = row_of(i, self.num_samples)
         if self.source == "files":
-            return self._a[i], self._u[i]
+            return self._a[i].clone(), self._u[i].clone()
         chunk, row = divmod(i, _CHUNK)
         if self._chunk[0] != chunk:
-            loaded = torch.load(self._path(chunk), weights_only=True)
+            path = self._path(chunk)
+            loaded = load_or_make(path, lambda: self._compute(chunk))
             self._chunk = (chunk, loaded)
         high, u = self._chunk[1]
         step = self.fine // self.resolution
         low, top = self.values
         a = torch.where(high[row, ::step, ::step], top, low)
-        return a, u[row, ::step, ::step]
+        return a, u[row, ::step, ::step].clone()
 
     def _open(self, folder: Path | None, num_samples: int | None) -> None:
         name = f"darcy_{self.split}_{self.resolution}.pt"

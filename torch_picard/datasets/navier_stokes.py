@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from .stored import load_or_make, row_of
+
 _DTYPES = (torch.float32, torch.float64)
 #: Samples that are computed together and share a file.
 _CHUNK = 16
@@ -20,6 +22,7 @@ _CHUNK = 16
 _BLOCK = 50
 _COURANT = 0.35
 #: Beyond this many between two looks, nobody would wait for the result.
+_MOST_IN_ALL = 1e8
 _MOST_STEPS = 1e6
 
 
@@ -54,10 +57,8 @@ def gaussian_random_field(
     _check_count("num", num)
     _check_count("resolution", resolution)
     _check_dtype(dtype)
-    if not 1 < alpha < math.inf:
-        raise ValueError(f"alpha must be above 1, got {alpha}")
-    if not 0 < tau < math.inf:
-        raise ValueError(f"tau must be positive, got {tau}")
+    _check_number("alpha", alpha, 1.0, False)
+    _check_number("tau", tau, 0.0, False)
     s = resolution
     white = torch.randn(num, s, s, generator=generator, dtype=torch.float64)
     kx, ky = _wave_numbers(s, torch.float64, white.device)
@@ -114,9 +115,7 @@ def solve_navier_stokes(
     "Exponential Time Differencing for Stiff Systems".
     """
     _check_state(w0)
-    _check_number("viscosity", viscosity, 0.0, True)
-    _check_number("t_end", t_end, 0.0, False)
-    _check_number("dt", dt, 0.0, False)
+    _check_times(viscosity, t_end, dt)
     _check_count("frames", frames)
     flow = _Flow(w0, viscosity, forcing)
     interval = t_end / frames
@@ -266,13 +265,16 @@ class NavierStokes2D(Dataset):
         _check_count("resolution", resolution)
         _check_count("frames", frames)
         _check_dtype(dtype)
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"seed must be an integer, got {seed!r}")
+        _check_times(viscosity, t_end, dt)
         if forcing not in (None, "fno"):
             raise ValueError(f"forcing must be None or 'fno', got {forcing!r}")
         self.num_samples, self.seed, self.dtype = num_samples, seed, dtype
         self.resolution, self.device = resolution, device
         self.options: dict[str, Any] = {
-            "viscosity": viscosity, "t_end": t_end, "dt": dt,
-            "frames": frames, "forcing": forcing,
+            "viscosity": float(viscosity), "t_end": float(t_end),
+            "dt": float(dt), "frames": frames, "forcing": forcing,
         }  # fmt: skip
         facts = {
             **self.options, "resolution": resolution, "seed": seed,
@@ -293,16 +295,13 @@ class NavierStokes2D(Dataset):
         return self.num_samples
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        if not -self.num_samples <= i < self.num_samples:
-            raise IndexError(
-                f"index must be below {self.num_samples}, got {i}"
-            )
-        chunk, row = divmod(i % self.num_samples, _CHUNK)
+        chunk, row = divmod(row_of(i, self.num_samples), _CHUNK)
         if self._chunk[0] != chunk:
-            loaded = torch.load(self._path(chunk), weights_only=True)
+            path = self._path(chunk)
+            loaded = load_or_make(path, lambda: self._compute(chunk))
             self._chunk = (chunk, loaded)
         w0, w = self._chunk[1]
-        return w0[row], w[row]
+        return w0[row].clone(), w[row].clone()
 
     def _path(self, chunk: int) -> Path:
         return self.folder / f"{chunk:05d}.pt"
@@ -342,6 +341,10 @@ def _forcing(forcing: Any, w0: Tensor) -> Tensor | None:
                 f"forcing must have shape {list(w0.shape[1:])} or "
                 f"{list(w0.shape)}, got {list(forcing.shape)}"
             )
+        if forcing.is_complex():
+            raise TypeError(f"forcing must be real, got {forcing.dtype}")
+        if not bool(torch.isfinite(forcing).all()):
+            raise ValueError("forcing must be finite")
         return forcing.to(w0)
     if forcing != "fno":
         raise ValueError(
@@ -351,6 +354,17 @@ def _forcing(forcing: Any, w0: Tensor) -> Tensor | None:
     grid = grid / w0.size(-1)
     angle = 2 * math.pi * (grid[:, None] + grid[None, :])
     return 0.1 * (angle.sin() + angle.cos())
+
+
+def _check_times(viscosity: Any, t_end: Any, dt: Any) -> None:
+    _check_number("viscosity", viscosity, 0.0, True)
+    _check_number("t_end", t_end, 0.0, False)
+    _check_number("dt", dt, 0.0, False)
+    if t_end / dt > _MOST_IN_ALL:
+        raise ValueError(
+            f"dt must be at least t_end/{_MOST_IN_ALL:.0e}, got dt={dt:g} "
+            f"for t_end={t_end:g}"
+        )
 
 
 def _check_state(w0: Any) -> None:
