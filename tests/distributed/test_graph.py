@@ -430,3 +430,36 @@ def test_nodes_without_edges_have_owners():
     edge_index = torch.tensor([[0, 5], [5, 0]])
     owner = partition(edge_index, 9, 3)
     assert torch.bincount(owner).tolist() == [3, 3, 3]
+
+
+def large(rank, world):
+    edge_index, x = a_large_graph()
+    place = PartitionedGraph(edge_index, len(x))
+    return solved(CONVS["GCN"], edge_index, x, None, place, rtol=1e-8,
+                  gradient=Implicit(rtol=1e-8))  # fmt: skip
+
+
+def a_large_graph():
+    draw = torch.Generator().manual_seed(0)
+    edge_index = torch.randint(200_000, (2, 600_000), generator=draw)
+    edge_index = to_undirected(edge_index, num_nodes=200_000)
+    x = torch.randn(200_000, WIDTH, generator=draw, dtype=torch.float64)
+    return edge_index, x
+
+
+@pytest.mark.slow
+def test_200_000_nodes(processes):
+    edge_index, x = a_large_graph()
+    alone = solved(CONVS["GCN"], edge_index, x, None, rtol=1e-8,
+                   gradient=Implicit(rtol=1e-8))  # fmt: skip
+    for world in (2, 4):
+        parts = processes(world, large, seconds=300)
+        for part in parts:
+            assert part["iterations"] == alone["iterations"]
+            np.testing.assert_allclose(
+                part["value"], alone["value"], atol=1e-6
+            )
+        for i, whole in enumerate(alone["grads"]):
+            total = sum(part["grads"][i] for part in parts)
+            scale = np.abs(whole).max()
+            np.testing.assert_allclose(total, whole, atol=1e-5 * scale)

@@ -19,10 +19,8 @@ def agreed_stopping(group: Any = None) -> Iterator[None]:
     Where every process solves problems of its own, the numbers of
     evaluations differ. That is harmless under DDP, which communicates once
     in a backward pass. It is a deadlock where P itself communicates, as a
-    module does whose parameters FSDP shards: then wrap the forward pass::
-
-        with agreed_stopping():
-            out = model(batch)
+    module does whose parameters FSDP shards: then make the forward pass
+    within this context.
 
     A solve that has ended goes on evaluating P until all have, and its value
     does not move. All processes must make the same solves in the same order.

@@ -19,11 +19,7 @@ from .partition import partition
 class PartitionedGraph(Sharded):
     """The part of a graph that this process owns, and how it reaches the
     rest. It takes the place of ``edge_index`` in :class:`PicardConv` and
-    :class:`PIGN`::
-
-        graph = PartitionedGraph(edge_index, num_nodes)
-        x = features[graph.owned]
-        x, solution = PicardConv(conv)(x, graph, return_solution=True)
+    :class:`PIGN`, with ``features[graph.owned]`` in that of all features.
 
     A node is computed where it is owned. In every evaluation of P the rows
     that other processes need (the halo) are exchanged by ``all_to_all``,

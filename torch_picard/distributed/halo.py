@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ class Halo:
     Attributes:
         size: rows received in an exchange.
         bytes_received, exchanges: since the start, backward passes included.
+        seconds: spent in exchanges, the work meanwhile not counted.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Halo:
         #: rows here that others read, by reader
         self.rows = rows
         self.bytes_received = self.exchanges = 0
+        self.seconds = 0.0
 
     def exchange(self, x: Tensor) -> Arriving:
         """Starts to send and receive; [n, F] to [size, F]."""
@@ -54,6 +58,13 @@ class Halo:
     def to(self, device: torch.device) -> Halo:
         self.rows = self.rows.to(device)
         return self
+
+    @contextmanager
+    def timed(self, what: str):
+        start = time.perf_counter()
+        with naming_ranks(what, self.group):
+            yield
+        self.seconds += time.perf_counter() - start
 
     def count(self, t: Tensor) -> None:
         self.exchanges += 1
@@ -70,7 +81,7 @@ class Arriving:
 
     def wait(self) -> Tensor:
         """[size, F], connected to the rows of the other processes."""
-        with naming_ranks("an exchange of rows", self._halo.group):
+        with self._halo.timed("an exchange of rows"):
             for work in self._work:
                 work.wait()
         return self._rows
@@ -83,9 +94,9 @@ class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, halo: Halo, work: list[Any]) -> Tensor:
         ctx.halo, ctx.length = halo, x.size(0)
-        sent = x.index_select(0, halo.rows).contiguous()
-        received = x.new_empty(halo.size, *x.shape[1:])
-        with naming_ranks("an exchange of rows", halo.group):
+        with halo.timed("an exchange of rows"):
+            sent = x.index_select(0, halo.rows).contiguous()
+            received = x.new_empty(halo.size, *x.shape[1:])
             started = dist.all_to_all_single(
                 received, sent, halo.receives, halo.sends,
                 group=halo.group, async_op=True,
@@ -111,7 +122,7 @@ class _Return(torch.autograd.Function):
     def forward(ctx, g: Tensor, halo: Halo, length: int) -> Tensor:
         ctx.halo = halo
         back = g.new_empty(sum(halo.sends), *g.shape[1:])
-        with naming_ranks("an exchange of gradients", halo.group):
+        with halo.timed("an exchange of gradients"):
             _all_to_all(
                 back, g.contiguous(), halo.sends, halo.receives, halo.group
             )

@@ -20,6 +20,7 @@ from ..ops.backends import BACKENDS, choose
 from .plan import Plan, plan
 from .sharded import Sharded
 from .solver import Solver
+from .typed import Typed
 from .width import check_widths
 
 _BACKENDS = ("auto", *BACKENDS)
@@ -83,7 +84,8 @@ class PicardConv(Solver):
         - **input:**
           node features :math:`(|\mathcal{V}|, F)`,
           edge indices :math:`(2, |\mathcal{E}|)` or an adjacency that
-          :obj:`conv` takes
+          :obj:`conv` takes; or dicts of both, by node and by edge type, for
+          a conv that takes these: one solve over all types
         - **output:** node features :math:`(|\mathcal{V}|, F)`, or
           :math:`((|\mathcal{V}|, F)`, :class:`Solution`:math:`)` if
           :obj:`return_solution=True`
@@ -175,6 +177,10 @@ class PicardConv(Solver):
                 (default: :obj:`False`)
             **kwargs: Further arguments of :obj:`conv`.
         """
+        if isinstance(x, dict):
+            return self._typed(
+                x, (edge_index, *args), kwargs, batch, return_solution
+            )
         if not isinstance(x, Tensor):
             raise ValueError(
                 "x must be one Tensor [N, F]: a fixed point needs source "
@@ -245,6 +251,18 @@ class PicardConv(Solver):
             activation=self.activation,
             backend=self.backend,
         )
+
+    def _typed(self, x, args, kwargs, batch, return_solution: bool):
+        """One solve over all node types."""
+        f = x if self.inject else None
+        if isinstance(self.inject, torch.nn.Module):
+            f = self.inject(x)
+        with held_weights(self):
+            operator = Typed(self.conv, x, args, kwargs, f, self.activation)
+            segments = operator.segments(batch)
+            solution = self.solve(operator, operator.state, segments)
+        out = {t: solution.value.get(t, x[t]) for t in x}
+        return (out, solution) if return_solution else out
 
     def _shared(self, x: Tensor, graph: Sharded, args, kwargs):
         """P on a graph that other processes have parts of."""

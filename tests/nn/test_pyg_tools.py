@@ -1,0 +1,294 @@
+"""PicardConv in PyG's tools."""
+
+import pytest
+import torch
+from torch import nn
+from torch_geometric import nn as pyg
+from torch_geometric.data import Data, HeteroData
+from torch_geometric.explain import Explainer, GNNExplainer
+from torch_geometric.explain.algorithm import ExplainerAlgorithm
+from torch_geometric.loader import DataLoader
+from torch_geometric.nn import HeteroConv, to_hetero
+from torch_geometric.transforms import AddRandomWalkPE
+
+from torch_picard import Implicit, PicardConv, fixed_point
+from torch_picard.nn import num_hops
+
+# -- node types ------------------------------------------------------------
+
+EDGES = {
+    ("a", "to", "b"): torch.tensor([[0, 1, 2, 2], [0, 0, 1, 3]]),
+    ("b", "back", "a"): torch.tensor([[0, 1, 3], [1, 2, 0]]),
+    ("c", "into", "a"): torch.tensor([[0, 0, 1], [0, 1, 2]]),
+}
+
+
+def typed(width=5):
+    torch.manual_seed(0)
+    x = {"a": torch.randn(3, width), "b": torch.randn(4, width)}
+    x["c"] = torch.randn(2, width)
+    conv = HeteroConv({kind: pyg.SAGEConv(width, width) for kind in EDGES})
+    with torch.no_grad():
+        for p in conv.parameters():
+            p.mul_(0.3)
+    return x, conv
+
+
+def test_one_solve_over_all_node_types():
+    x, conv = typed()
+    picard = PicardConv(
+        conv, inject=True, activation="tanh", rtol=1e-6, max_iter=100
+    )
+    out, solution = picard(x, EDGES, return_solution=True)
+    assert solution.converged.tolist() == [True]
+    assert set(solution.value) == {"a", "b"}
+    assert torch.equal(out["c"], x["c"])  # it receives nothing
+    again = conv(out, EDGES)
+    for t in ("a", "b"):
+        torch.testing.assert_close(
+            torch.tanh(again[t] + x[t]), out[t], rtol=1e-4, atol=1e-5
+        )
+
+    def by_hand(y):
+        z = conv({**y, "c": x["c"]}, EDGES)
+        return {t: torch.tanh(z[t] + x[t]) for t in y}
+
+    want = fixed_point(
+        by_hand, {t: x[t] for t in ("a", "b")}, rtol=1e-6, max_iter=100
+    )
+    assert want.iterations == solution.iterations
+    torch.testing.assert_close(want.value, solution.value)
+
+
+def test_gradients_and_graphs_of_several_types():
+    x, conv = typed()
+    conv = conv.double()
+    x = {t: v.double().requires_grad_() for t, v in x.items()}
+    options = {"inject": True, "rtol": 1e-12, "max_iter": 200}
+    grads = []
+    for gradient in (None, Implicit(rtol=1e-12)):
+        picard = PicardConv(conv, gradient=gradient, **options)
+        out = picard(x, EDGES)
+        loss = sum(v.sin().sum() for t, v in out.items() if t != "c")
+        grads.append(torch.autograd.grad(loss, [*x.values()]))
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-7, atol=1e-9)
+    assert grads[0][2].abs().max() > 0  # c matters, though it stays
+
+    two = [HeteroData(), HeteroData()]
+    for scale, data in zip((1.0, 100.0), two):
+        for t in x:
+            data[t].x = scale * x[t].detach()
+        for kind, edge_index in EDGES.items():
+            data[kind].edge_index = edge_index
+    batch = next(iter(DataLoader(two, batch_size=2)))
+    picard = PicardConv(conv, activation="tanh", **options)
+    out, solution = picard(
+        batch.x_dict, batch.edge_index_dict, batch=batch.batch_dict,
+        return_solution=True,
+    )  # fmt: skip
+    for i, data in enumerate(two):
+        alone, one = picard(
+            data.x_dict, data.edge_index_dict, return_solution=True
+        )
+        assert one.iterations[0] == solution.iterations[i]
+        for t in ("a", "b"):
+            torch.testing.assert_close(out[t][batch[t].batch == i], alone[t])
+
+
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = pyg.SAGEConv((-1, -1), 5)
+
+    def forward(self, x, edge_index):
+        return self.conv(x, edge_index).tanh()
+
+
+def test_to_hetero_makes_the_operator():
+    x, _ = typed()
+    del x["c"]
+    edges = {kind: e for kind, e in EDGES.items() if "c" not in kind}
+    conv = to_hetero(Layer(), (list(x), list(edges)))
+    with torch.no_grad():
+        conv(x, edges)
+        for p in conv.parameters():
+            p.mul_(0.3)
+    out, solution = PicardConv(conv, inject=True, max_iter=60)(
+        x, edges, return_solution=True
+    )
+    assert solution.converged.all() and set(out) == {"a", "b"}
+    again = conv(out, edges)
+    torch.testing.assert_close(
+        again["a"] + x["a"], out["a"], rtol=1e-3, atol=1e-3
+    )
+
+
+def test_wrong_node_types():
+    x, conv = typed()
+    picard = PicardConv(conv)
+    with pytest.raises(ValueError, match=r"x\['a'\] must be a Tensor"):
+        picard({**x, "a": torch.ones(3, 5, dtype=torch.long)}, EDGES)
+    with pytest.raises(ValueError, match="batch must be a dict"):
+        picard(x, EDGES, batch={"a": torch.zeros(3, dtype=torch.long)})
+    with pytest.raises(ValueError, match="must lead to at least one node ty"):
+        picard(x, {})
+    wide = HeteroConv({("a", "to", "b"): pyg.SAGEConv((5, 5), 7)})
+    with pytest.raises(ValueError, match="changed the width of 'b'"):
+        PicardConv(wide)(x, EDGES)
+
+
+# -- hops ------------------------------------------------------------------
+
+
+def test_hops_count_iterations():
+    gcn = pyg.GCNConv(4, 4)
+    assert num_hops(gcn) == 1
+    assert num_hops(PicardConv(gcn, max_iter=7)) == 7
+    assert num_hops(PicardConv(pyg.SGConv(4, 4, K=3), max_iter=7)) == 21
+    assert num_hops(nn.Linear(3, 3)) == 0
+    deep = nn.ModuleList([gcn, PicardConv(pyg.GATConv(4, 4), max_iter=5)])
+    assert num_hops(deep) == 6
+    assert num_hops(pyg.GCN(4, 4, num_layers=3)) == 3
+    assert num_hops(pyg.ChebConv(4, 4, K=3)) == 2
+    assert num_hops(pyg.APPNP(K=10, alpha=0.1)) == 10
+    assert num_hops(pyg.DirGNNConv(pyg.GCNConv(4, 4))) == 1
+    assert num_hops(typed()[1]) == 1
+    assert num_hops(pyg.AntiSymmetricConv(4, num_iters=4)) == 4
+    # what PyG counts by itself stays as it was
+    assert ExplainerAlgorithm._num_hops(pyg.GCN(4, 4, num_layers=3)) == 3
+    assert ExplainerAlgorithm._num_hops(pyg.APPNP(K=10, alpha=0.1)) == 1
+    assert ExplainerAlgorithm._num_hops(deep) == 6
+
+
+# -- explainers ------------------------------------------------------------
+
+LENGTH = 20
+
+
+class Chain(nn.Module):
+    """Sends what node 0 has along the chain."""
+
+    def __init__(self, gradient=None):
+        super().__init__()
+        self.block = PicardConv(
+            pyg.GCNConv(2, 2, bias=False, add_self_loops=False,
+                        normalize=False),
+            alpha=0.0, max_iter=LENGTH + 2, rtol=0.0, inject=True,
+            gradient=gradient,
+        )  # fmt: skip
+        with torch.no_grad():
+            self.block.conv.lin.weight.copy_(torch.eye(2))
+
+    def forward(self, x, edge_index):
+        return self.block(x, edge_index)
+
+
+def chain():
+    x = torch.zeros(LENGTH, 2)
+    x[0, 0] = 1.0
+    i = torch.arange(LENGTH - 1)
+    return x, torch.stack([i, i + 1])
+
+
+def explained(algorithm, **options):
+    x, edge_index = chain()
+    explainer = Explainer(
+        Chain().eval(), algorithm, explanation_type="model",
+        model_config={
+            "mode": "multiclass_classification", "task_level": "node",
+            "return_type": "raw",
+        },
+        node_mask_type="attributes", edge_mask_type="object", **options,
+    )  # fmt: skip
+    return explainer(x, edge_index, index=LENGTH - 1)
+
+
+def test_gnn_explainer_reaches_the_start_of_a_chain():
+    torch.manual_seed(0)
+    found = explained(GNNExplainer(epochs=60))
+    assert (found.edge_mask > 0).all()
+    assert found.node_mask[0, 0] == found.node_mask.max() > 0
+
+
+def test_captum_explainer_reaches_the_start_of_a_chain():
+    pytest.importorskip("captum")
+    from torch_geometric.explain import CaptumExplainer
+
+    found = explained(CaptumExplainer("IntegratedGradients"))
+    # a product of the feature and the edges: each has its share of it
+    share = torch.full((LENGTH - 1,), 1 / LENGTH)
+    torch.testing.assert_close(found.edge_mask, share, rtol=0.05, atol=0)
+    torch.testing.assert_close(
+        found.node_mask[0, 0], share[0], rtol=0.05, atol=0
+    )
+    assert found.node_mask[1:].abs().max() == 0
+
+
+def test_hard_masks_of_pygs_own_count_would_not():
+    _, edge_index = chain()
+    nodes, edges = ExplainerAlgorithm._get_hard_masks(
+        Chain(), LENGTH - 1, edge_index, LENGTH
+    )
+    assert nodes.all() and edges.all()
+    nodes, _ = ExplainerAlgorithm._get_hard_masks(
+        pyg.GCN(2, 2, num_layers=1), LENGTH - 1, edge_index, LENGTH
+    )
+    assert not nodes[0]
+
+
+# -- and the rest ----------------------------------------------------------
+
+
+def test_a_loaders_batches_stop_graph_by_graph():
+    torch.manual_seed(0)
+    conv = pyg.GCNConv(4, 4)
+    block = PicardConv(conv, inject=True, activation="tanh", max_iter=60)
+    graphs = []
+    for n in (3, 8, 5):
+        edges = torch.randint(n, (2, 3 * n))
+        graphs.append(Data(x=torch.randn(n, 4) * n, edge_index=edges))
+    batch = next(iter(DataLoader(graphs, batch_size=3)))
+    out, solution = block(
+        batch.x, batch.edge_index, batch=batch.batch, return_solution=True
+    )
+    for i, data in enumerate(graphs):
+        alone, one = block(data.x, data.edge_index, return_solution=True)
+        assert one.iterations[0] == solution.iterations[i]
+        torch.testing.assert_close(out[batch.batch == i], alone)
+
+
+def test_positional_encodings_of_random_walks():
+    data = Data(
+        x=torch.randn(6, 3), edge_index=torch.randint(6, (2, 20)), num_nodes=6
+    )
+    data = AddRandomWalkPE(walk_length=5, attr_name=None)(data)
+    block = PicardConv(pyg.GCNConv(8, 8), inject=True)
+    assert block(data.x, data.edge_index).shape == (6, 8)
+
+
+def test_summary_lists_it():
+    pytest.importorskip("tabulate")
+    block = PicardConv(pyg.GCNConv(4, 4), max_iter=3)
+    text = pyg.summary(block, torch.randn(5, 4), torch.randint(5, (2, 9)))
+    assert "PicardConv" in text and "GCNConv" in text
+
+
+@pytest.mark.parametrize("name", ["GCNConv", "GATConv", "SAGEConv"])
+def test_export_of_a_fixed_count(name):
+    torch.manual_seed(0)
+    conv = getattr(pyg, name)(4, 4)
+    block = PicardConv(conv, rtol=0.0, max_iter=4, inject=True).eval()
+    x, edge_index = torch.randn(6, 4), torch.randint(6, (2, 15))
+    program = torch.export.export(block, (x, edge_index), strict=False)
+    got = program.module()(x, edge_index)
+    torch.testing.assert_close(got, block(x, edge_index))
+
+
+def test_weights_of_an_older_conv_load():
+    """A PicardConv has no state of its own beside its conv's."""
+    block = PicardConv(pyg.GCNConv(4, 4))
+    assert set(block.state_dict()) == {"conv.bias", "conv.lin.weight"}
+    learned = PicardConv(
+        pyg.GCNConv(4, 4), alpha=nn.Parameter(torch.tensor(0.3))
+    )
+    assert set(learned.state_dict()) - set(block.state_dict()) == {"alpha"}
