@@ -56,7 +56,7 @@ class Literal(nn.Module):
 
     def __init__(self, **options):
         super().__init__()
-        self.anie = ANIE(FRAMES, 2, rtol=0.0, **options)
+        self.anie = ANIE(FRAMES, 2, rtol=0.0, atol=0.0, **options)
 
     def forward(self, f: Tensor, coords: Tensor, max_iter: int) -> Tensor:
         y = f
@@ -71,7 +71,8 @@ class Untied(nn.Module):
     def __init__(self, depth: int, **options):
         super().__init__()
         self.steps = nn.ModuleList(
-            ANIE(FRAMES, 2, rtol=0.0, **options) for _ in range(depth)
+            ANIE(FRAMES, 2, rtol=0.0, atol=0.0, **options)
+            for _ in range(depth)
         )
 
     def forward(self, f: Tensor, coords: Tensor, max_iter: int) -> Tensor:
@@ -84,7 +85,7 @@ class Untied(nn.Module):
 class Iterated(nn.Module):
     def __init__(self, points: int | None = None, **options):
         super().__init__()
-        self.anie = ANIE(FRAMES, 2, rtol=0.0, **options)
+        self.anie = ANIE(FRAMES, 2, rtol=0.0, atol=0.0, **options)
         if points is not None:
             contractive(self.anie, 0.95, num_nodes=points)
 

@@ -8,10 +8,12 @@ import torch
 
 from torch_picard import Picard
 from torch_picard.anie import (
+    NIE,
     Attention,
     GaussLegendre,
     IntegralEquation,
     MonteCarlo,
+    Points,
     Trapezoid,
 )
 from torch_picard.anie.gauss import _asymptotic, gauss_legendre
@@ -157,6 +159,9 @@ WIDE = {"free": lambda x: x.expand(-1, 4)}
         (lambda: make().certificate(norm="l3"), ValueError, "norm"),
         (lambda: make(kernel=lambda x, t, u: (x * t * u).sum(-1), **WIDE)(
             torch.ones(4, 4)), ValueError, "kernel must return"),
+        (lambda: NIE(1, 1, domain="no"), ValueError, "domain"),
+        (lambda: NIE(1, 2, domain=(0, 1)), ValueError, "domain"),
+        (lambda: Points(torch.ones(2, 1), [1.0, 1.0]), TypeError, "weights"),
         (lambda: MonteCarlo(4, "a"), TypeError, "seed"),
         (lambda: MonteCarlo(4, 1.5), TypeError, "seed"),
     ],

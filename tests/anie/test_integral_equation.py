@@ -43,6 +43,10 @@ def test_gauss_legendre_reaches_1e_10(name):
     """With 16 nodes; tan x, whose pole is at 1.57, takes 32."""
     problem = PROBLEMS[name]
     assert problem.nodes == (32 if name == "V3" else 16)
+    if name == "V3":
+        coarse = problem.equation(GaussLegendre(16))
+        missed = worst(problem, coarse, coarse.solve(**EXACT).value)
+        assert 1e-10 < missed < 3e-10
     equation = problem.equation(GaussLegendre(problem.nodes))
     solution = equation.solve(**EXACT)
     assert worst(problem, equation, solution.value) < 1e-10
@@ -65,8 +69,9 @@ def test_the_trapezoid_has_order_two(name):
         equation = problem.equation(Trapezoid(n))
         u = equation.solve(**EXACT).value
         errors.append(worst(problem, equation, u))
-    if errors[-1] < 1e-12:
-        return  # exact for what is linear in t
+    if name == "H2":  # exact: its integrand is a trigonometric polynomial
+        assert max(errors) < 1e-12
+        return
     for coarse, fine in pairwise(errors):
         assert math.log2(coarse / fine) > 1.8
 
@@ -117,7 +122,7 @@ def test_it_contracts_where_that_is_stated(name):
     assert error < 1e-8
 
 
-@pytest.mark.parametrize("name", ["F1", "U1"])
+@pytest.mark.parametrize("name", ["F1", "F3", "U1"])
 def test_monte_carlo_has_order_one_half(name):
     problem = PROBLEMS[name]
 

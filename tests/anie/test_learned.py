@@ -127,7 +127,7 @@ def test_upstream_is_the_published_recurrence(attention, m):
     f, coords = data()
     module = ANIE(
         2, 2, attention=attention, **SMALL, max_iter=m, rtol=0.0,
-        upstream=True,
+        atol=0.0, upstream=True,
     )  # fmt: skip
     y = f
     for _ in range(m):
@@ -137,6 +137,45 @@ def test_upstream_is_the_published_recurrence(attention, m):
     torch.testing.assert_close(out, image, rtol=1e-6, atol=1e-9)
     assert solution.evaluations == m + 1
     assert not torch.allclose(out, y)
+
+
+@pytest.mark.parametrize("gain", [1.0, 40.0])
+def test_upstream_as_it_comes_is_the_published_loop(gain):
+    """With its tolerance, and also where it diverges: 30 smoothings."""
+    f, coords = data()
+    module = ANIE(
+        2, 2, **SMALL, max_iter=30, upstream=True, on_failure="ignore"
+    )
+    assert (module.rtol, module.atol) == (0.0, 1e-6)
+    with torch.no_grad():
+        module.project.weight.mul_(gain)
+    y = f
+    for _ in range(30):
+        y = 0.5 * y + 0.5 * (f + module.integral(y, coords))
+    image = f + module.integral(y, coords)
+    out, solution = module(f, coords, return_solution=True)
+    scale = float(image.detach().abs().max())
+    assert float((out - image).abs().max()) < 1e-6 * max(1.0, scale)
+    assert solution.evaluations <= 31
+
+
+def test_upstream_says_how_it_ended():
+    f, coords = data()
+    for m, status in ((200, Status.CONVERGED), (2, Status.MAX_ITER)):
+        module = learned("l2", upstream=True, max_iter=m, rtol=0.0,
+                         atol=1e-6, on_failure="ignore")  # fmt: skip
+        _, solution = module(f, coords, return_solution=True)
+        assert solution.status.tolist() == [int(status)]
+
+
+@pytest.mark.slow
+def test_a_fixed_count_compiles_as_one_graph():
+    f, coords = data()
+    for attention in ATTENTIONS:
+        module = ANIE(2, 2, attention=attention, **SMALL, rtol=0.0,
+                      atol=0.0, max_iter=3)  # fmt: skip
+        compiled = torch.compile(module, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(f, coords), module(f, coords))
 
 
 def test_upstream_stops_the_batch_as_a_whole():

@@ -98,3 +98,17 @@ def test_picard_on_volterra_is_the_taylor_series():
         known = min(k, 12) + 1
         torch.testing.assert_close(u[:known], p.solution[:known])
         assert not u[known:].any()
+
+
+@pytest.mark.parametrize(
+    "call, name",
+    [
+        (lambda: problems.uniform_attention(tokens=0), "tokens"),
+        (lambda: problems.appnp(teleport=2.0), "teleport"),
+        (lambda: problems.separable_fredholm(panels=0), "panels"),
+        (lambda: problems.green_fredholm(size=0), "size"),
+    ],
+)
+def test_wrong_arguments(call, name):
+    with pytest.raises(ValueError, match=name):
+        call()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from ..contraction import (
     lipschitz_bound,
 )
 from ..contraction.bounds import Bound, Context, register_bound
+from ..engine import Solution, Status
 from ..engine.gradients import Gradient
 from ..engine.methods import Method
 from ..engine.methods.base import check_count
@@ -54,9 +57,12 @@ class ANIE(LearnedEquation):
             ``method=None``.
         max_iter: evaluations of P(y) = f + T(y) allowed.
         rtol, atol: tolerances; both 0: exactly ``max_iter`` iterations.
+            (default: 1e-5 and 0)
         upstream: the published loop: tolerances are about the batch as a
-            whole, and after m = ``max_iter`` smoothings it is the unsmoothed
-            image f + T(y_m), evaluation m + 1, that is returned.
+            whole (by default ``rtol=0, atol=1e-6``, as published), and after
+            m = ``max_iter`` smoothings, or when they are met, it is the
+            unsmoothed image f + T(y_m), evaluation m + 1, that is returned;
+            no iterate is given up, whatever the residual does.
         gradient: how to differentiate. (default: :class:`Unrolled`)
         on_failure: ``"warn"``, ``"raise"`` or ``"ignore"``.
         method: another method of :func:`fixed_point`.
@@ -81,13 +87,18 @@ class ANIE(LearnedEquation):
         attention: str = "softmax",
         alpha: float | Tensor | None = None,
         max_iter: int = 8,
-        rtol: float = 1e-5,
-        atol: float = 0.0,
+        rtol: float | None = None,
+        atol: float | None = None,
         upstream: bool = False,
         gradient: Gradient | None = None,
         on_failure: str = "warn",
         method: Method | None = None,
     ):
+        published = upstream is True
+        if rtol is None:
+            rtol = 0.0 if published else 1e-5
+        if atol is None:
+            atol = 1e-6 if published else 0.0
         super().__init__(
             alpha=alpha,
             max_iter=max_iter,
@@ -166,13 +177,39 @@ class ANIE(LearnedEquation):
         def operator(y: Tensor) -> Tensor:
             return f + self._integral(y, where)
 
-        segments = None if self.upstream else "leading"
-        solution = self.solve(operator, f, segments, max_iter)
-        out = solution.value
         if self.upstream:
-            out = operator(out)
-            solution.evaluations += 1
+            out, solution = self._published(operator, f, max_iter)
+        else:
+            solution = self.solve(operator, f, "leading", max_iter)
+            out = solution.value
         return (out, solution) if return_solution else out
+
+    def _published(
+        self,
+        operator: Callable[[Tensor], Tensor],
+        f: Tensor,
+        max_iter: int | None,
+    ) -> tuple[Tensor, Solution]:
+        """Counted, so that no safeguard replaces y_m by a better iterate;
+        the tolerances stop it from outside."""
+
+        def enough(k: int, y: Tensor, residual: Tensor) -> bool:
+            size = torch.linalg.vector_norm(y.detach())
+            return bool(residual.amax() <= self.atol + self.rtol * size)
+
+        solution = self.solve(
+            operator, f, None, max_iter, rtol=0.0, atol=0.0,
+            callback=None if self.counted else enough,
+        )  # fmt: skip
+        if not self.counted:
+            if not bool(torch.isfinite(solution.value).all()):
+                solution.status[:] = int(Status.NONFINITE)
+            elif bool((solution.status == int(Status.STOPPED)).all()):
+                solution.status[:] = int(Status.CONVERGED)
+            solution.report(self.on_failure, stacklevel=4)
+        out = operator(solution.value)
+        solution.evaluations += 1
+        return out, solution
 
     def integral(self, y: Tensor, coords: Tensor) -> Tensor:
         """T(y) [B, N, C] of y [B, N, C]."""
@@ -227,7 +264,9 @@ class _Block(nn.Module):
             self.norm_value = nn.LayerNorm(embed_dim // heads)
 
     def forward(self, h: Tensor) -> Tensor:
-        mixed = self.mix(self.norm1(h)).unflatten(-1, (3, self.heads, -1))
+        mixed = self.mix(self.norm1(h))
+        size = mixed.size(-1) // (3 * self.heads)
+        mixed = mixed.view(*mixed.shape[:-1], 3, self.heads, size)
         # [3, B, heads, N, size]
         q, k, v = mixed.movedim(-3, 0).transpose(-3, -2)
         if self.attention == "softmax":

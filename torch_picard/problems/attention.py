@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..engine.methods.base import check_count
 from .linear import symmetric_matrix
 from .problem import Problem
 
@@ -23,6 +24,8 @@ def uniform_attention(
     The rate is :math:`|V|_2` = ``rho`` (V is symmetric). The operator does
     compute scores and a softmax.
     """
+    check_count("tokens", tokens)
+    check_count("channels", channels)
     v = symmetric_matrix(channels, rho, seed, torch.float64)[0]
     rng = torch.Generator().manual_seed(seed + 1)
     f = torch.randn(tokens, channels, generator=rng, dtype=torch.float64)

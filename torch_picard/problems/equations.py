@@ -24,7 +24,8 @@ class ExactEquation:
         name: short and unique in :func:`integral_equations`.
         kernel, free, domain, volterra, lam: as in
             :class:`~torch_picard.anie.IntegralEquation`.
-        exact: x [N, 1] -> u [N, 1].
+        exact: x [N, 1] -> u [N, 1], for this ``lam``; so is ``rate``. Who
+            replaces one has to replace the others.
         rate: the factor by which plain Picard steps shrink the error near u,
             before discretisation; 0 for Volterra equations, whose error
             falls faster than any power. :obj:`None` if unknown.

@@ -48,6 +48,8 @@ def appnp(
         teleport: a.
         channels: features of h, which is random.
     """
+    if not 0 < teleport <= 1:
+        raise ValueError(f"teleport must be in (0, 1], got {teleport}")
     if edge_index is None:
         edge_index = random_graph(num_nodes, seed)
     rng = torch.Generator().manual_seed(seed + 1)

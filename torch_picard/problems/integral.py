@@ -8,12 +8,14 @@ import math
 import torch
 from torch import Tensor
 
+from ..engine.methods.base import check_count
 from .problem import Problem
 
 
 def gauss_nodes(panels: int) -> Tensor:
     """Nodes [2 * panels] on [0, 1] of the composite two-point Gauss rule,
     which is exact for cubic polynomials; the weights are all equal."""
+    check_count("panels", panels)
     left = torch.arange(panels, dtype=torch.float64)[:, None] + 0.5
     offset = torch.tensor([-1.0, 1.0], dtype=torch.float64)
     return ((left + offset / (2 * math.sqrt(3))) / panels).reshape(-1)
@@ -56,6 +58,7 @@ def green_fredholm(
 
     The kernel is applied without a matrix, by two cumulative sums.
     """
+    check_count("size", size)
     h = 1 / (size + 1)
     x = h * torch.arange(1, size + 1, dtype=torch.float64)
     f = torch.sin(math.pi * x).to(dtype)

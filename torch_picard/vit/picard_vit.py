@@ -50,6 +50,9 @@ class PicardViT(Solver):
     A sample whose state keeps growing has a *relative* residual that falls,
     and would pass. Where the state has more than doubled and the observed
     rate says that at least as much again is to come, its status is DIVERGED.
+    Growth that slows down (as a root or a logarithm of the iterations) or has
+    just begun looks like slow convergence and can pass a loose ``rtol``; an
+    ``atol`` alone (``rtol=0``) is not deceived.
 
     Raises:
         ValueError: an option is out of range, or the operator changes the
