@@ -157,6 +157,7 @@ class PicardConv(Solver):
         edge_index: Adj,
         *args: Any,
         batch: Tensor | None = None,
+        start: Tensor | None = None,
         return_solution: bool = False,
         **kwargs: Any,
     ) -> Tensor | tuple[Tensor, Solution]:
@@ -172,11 +173,17 @@ class PicardConv(Solver):
                 :math:`\mathbf{b} \in {\{ 0, \ldots, B-1\}}^N`; each graph
                 is then a solve of its own with its own stopping.
                 (default: :obj:`None`)
+            start (torch.Tensor, optional): Another first iterate than
+                :obj:`x`, such as the fixed point of an earlier, similar
+                solve; needs :obj:`inject`, as nothing else would depend on
+                :obj:`x`. (default: :obj:`None`)
             return_solution (bool, optional): If set to :obj:`True`, will
                 also return the :class:`Solution`.
                 (default: :obj:`False`)
             **kwargs: Further arguments of :obj:`conv`.
         """
+        if start is not None:
+            self._check_start(start, x)
         if isinstance(x, dict):
             return self._typed(
                 x, (edge_index, *args), kwargs, batch, return_solution
@@ -198,7 +205,8 @@ class PicardConv(Solver):
             else:
                 planned = self._plan(x, edge_index, args, kwargs, self)
                 operator, segments = planned.operator, batch
-            solution = self.solve(operator, x, segments)
+            first = x if start is None else start
+            solution = self.solve(operator, first, segments)
         if return_solution:
             return solution.value, solution
         return solution.value
@@ -274,6 +282,19 @@ class PicardConv(Solver):
             return z if activation is None else activation(z)
 
         return operator
+
+    def _check_start(self, start: Any, x: Any) -> None:
+        if isinstance(self.inject, bool) and not self.inject:
+            raise ValueError(
+                "start needs inject: without it x is the first iterate, and "
+                "nothing else depends on it"
+            )
+        tensors = isinstance(start, Tensor) and isinstance(x, Tensor)
+        if not tensors or start.shape != x.shape or start.dtype != x.dtype:
+            got = type(start).__name__
+            if isinstance(start, Tensor):
+                got = f"{start.dtype} of shape {list(start.shape)}"
+            raise ValueError(f"start must be one Tensor like x, got {got}")
 
     def _injected(self, x: Tensor) -> Tensor | None:
         if not isinstance(self.inject, torch.nn.Module):

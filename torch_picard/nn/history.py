@@ -1,0 +1,138 @@
+"""Fixed points that are kept from batch to batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import SGConv
+
+from ..engine import Solution
+from .invariants import _NORMALISED
+from .picard_conv import PicardConv
+
+
+class StoredPicard(nn.Module):
+    r"""A :class:`PicardConv` on mini-batches of one large graph, with the
+    fixed point of every node stored.
+
+    A batch has seeds, and around them all their direct neighbours. Seeds
+    start at their stored states and are solved for; neighbours stay at
+    theirs, as boundary values. What was found is stored. With fixed weights,
+    going through all batches again and again is a block Gauss-Seidel
+    iteration for the fixed point of the whole graph, and converges to it
+    where the conv contracts; in training the stored states trail the weights
+    by an epoch, which a warm start mends in a few iterations. No sampled
+    receptive field, and memory for one batch.
+
+    Args:
+        conv (PicardConv): With injection. Its graph conv must look one hop
+            far and may not normalise by degrees that the batch does not
+            show: ``GCNConv(..., normalize=False)`` with the weights of
+            ``torch_geometric.transforms.GCNNorm`` on the whole graph.
+        num_nodes (int): Of the whole graph.
+        channels (int): Width of a state.
+
+    Shapes:
+        - **input:** features of the batch :math:`(n, F)`, seeds first;
+          edge indices :math:`(2, e)`; their global ids :math:`(n,)`
+        - **output:** :math:`(s, F)`, of the seeds
+
+    Raises:
+        TypeError: ``conv`` is no PicardConv.
+        ValueError: it does not inject, or normalises; the batch is not as
+            above.
+
+    Source: the stored states of Fey et al., "GNNAutoScale", 2021, for a
+    fixed point, where what is stored is a start and a boundary value.
+    """
+
+    states: Tensor
+    known: Tensor
+
+    def __init__(self, conv: PicardConv, num_nodes: int, channels: int):
+        super().__init__()
+        if not isinstance(conv, PicardConv):
+            raise TypeError(
+                f"conv must be a PicardConv, got {type(conv).__name__}"
+            )
+        if isinstance(conv.inject, bool) and not conv.inject:
+            raise ValueError(
+                "conv must inject: without it the input is the first iterate "
+                "alone, and a stored state would replace it"
+            )
+        for module in conv.modules():
+            normalises = type(module) in (SGConv, *_NORMALISED)
+            if normalises and getattr(module, "normalize", True):
+                raise ValueError(
+                    f"conv normalises by degrees, {module}, and a batch does "
+                    "not show those of the neighbours: use normalize=False "
+                    "and the weights of torch_geometric.transforms.GCNNorm"
+                )
+        self.conv = conv
+        states = torch.zeros(num_nodes, channels)
+        self.register_buffer("states", states, persistent=False)
+        known = torch.zeros(num_nodes, dtype=torch.bool)
+        self.register_buffer("known", known, persistent=False)
+
+    def reset_parameters(self) -> None:
+        """Resets the conv, and forgets all states."""
+        self.conv.reset_parameters()
+        self.forget()
+
+    def forget(self) -> None:
+        """All states are unknown again: nodes start at their features."""
+        self.known.zero_()
+
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: Tensor,
+        n_id: Tensor,
+        num_seeds: int,
+        *args: Any,
+        return_solution: bool = False,
+        **kwargs: Any,
+    ) -> Tensor | tuple[Tensor, Solution]:
+        """Solves for the seeds.
+
+        Args:
+            x: [n, F], features of the batch, as after an encoder.
+            edge_index: [2, e], in the numbering of the batch; all edges to
+                the seeds (``num_neighbors=[-1]``), others do not matter.
+            n_id: [n], global ids; those of the seeds come first, as in
+                PyG's loaders (``batch.n_id``, ``batch.batch_size``).
+            num_seeds: s.
+            args, kwargs: further arguments of the conv.
+            return_solution: whether to return the Solution, too; its value
+                is [s, F].
+        """
+        n = x.size(0)
+        if n_id.shape != (n,) or not 0 < num_seeds <= n:
+            raise ValueError(
+                f"n_id must be [{n}] like x, with 1 to {n} seeds in front, "
+                f"got {list(n_id.shape)} and {num_seeds} seeds"
+            )
+        if x.size(1) != self.states.size(1):
+            raise ValueError(
+                f"x must have the {self.states.size(1)} channels of the "
+                f"stored states, got {x.size(1)}"
+            )
+        with torch.no_grad():
+            known = self.known[n_id, None]
+            stored = torch.where(known, self.states[n_id].to(x), x)
+        operator = self.conv._plan(x, edge_index, args, kwargs, None).operator
+        around = stored[num_seeds:]
+
+        def of_seeds(y: Tensor) -> Tensor:
+            return operator(torch.cat([y, around]))[:num_seeds]
+
+        solution = self.conv.solve(of_seeds, stored[:num_seeds], None)
+        with torch.no_grad():
+            seeds = n_id[:num_seeds]
+            self.states[seeds] = solution.value.to(self.states)
+            self.known[seeds] = True
+        if return_solution:
+            return solution.value, solution
+        return solution.value
