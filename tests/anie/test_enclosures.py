@@ -198,3 +198,13 @@ def test_a_bounded_fourier_operator_keeps_its_promise(bound):
         contractive(model, 0.9)
     with pytest.raises(TypeError, match="bound"):
         FNODEQ(1, 1, bound="a")
+
+
+@pytest.mark.parametrize(
+    "name", ["softplus", "gelu", "silu", "alpha", "square", "parts", "mean"]
+)
+def test_slopes_are_enclosed_on_the_device_of_the_nodes(name):
+    x, t = torch.rand(3, 1, 1, device="meta"), torch.rand(1, 4, 1).to("meta")
+    low = torch.zeros(1, 4, 2, dtype=torch.double, device="meta")
+    bound = slope_bounds(KERNELS[name], x.double(), t.double(), low, low)
+    assert bound.device.type == "meta"

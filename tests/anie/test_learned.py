@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from torch.nn.utils import parametrize
 
 from torch_picard import Anderson, Implicit, Picard, Status, Unrolled
-from torch_picard.anie import ANIE, NIDE, NIE, GaussLegendre, Points
+from torch_picard.anie import (
+    ANIE,
+    FNODEQ,
+    NIDE,
+    NIE,
+    GaussLegendre,
+    Points,
+)
 from torch_picard.contraction import contractive, estimate_lipschitz
 from torch_picard.problems import (
     integral_equations,
@@ -155,7 +162,7 @@ def test_upstream_as_it_comes_is_the_published_loop(gain):
     image = f + module.integral(y, coords)
     out, solution = module(f, coords, return_solution=True)
     scale = float(image.detach().abs().max())
-    assert float((out - image).abs().max()) < 1e-6 * max(1.0, scale)
+    assert float((out - image).detach().abs().max()) < 1e-6 * max(1.0, scale)
     assert solution.evaluations <= 31
 
 
@@ -478,6 +485,19 @@ def test_other_methods_and_precisions():
 def test_wrong_options(make, error, name):
     with pytest.raises(error, match=name):
         make()
+
+
+def test_another_precision_is_refused_by_name():
+    f, coords = torch.randn(2, 7, 2).double(), torch.rand(7, 2)
+    for call, name in (
+        (lambda: ANIE(2, 2).float()(f, coords), "f must be of"),
+        (lambda: NIE(2, 2).float()(f, coords), "f must be of"),
+        (lambda: NIDE(2).float()(f[:, 0], coords[:, 0].sort().values),
+         "y0 must be of"),
+        (lambda: FNODEQ(1, 1).float()(f.new_ones(1, 1, 8, 8)), "x must be of"),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=name):
+            call()
 
 
 def test_wrong_calls():

@@ -172,6 +172,7 @@ class ANIE(LearnedEquation):
             ValueError: a shape does not fit.
         """
         check_points(f, coords, self.channels, self.coord_dim, "f")
+        self.check_dtype("f", f)
         where = self.position(coords.to(f.dtype))
 
         def operator(y: Tensor) -> Tensor:

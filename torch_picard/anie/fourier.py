@@ -301,6 +301,8 @@ class FNODEQ(LearnedEquation):
             ValueError: a shape does not fit.
             TypeError: x is no floating Tensor.
         """
+        if isinstance(x, Tensor) and x.is_floating_point():
+            self.check_dtype("x", x)
         f = self.lift(x)
         solution = self.solve(self.operator(f), f, "leading", max_iter)
         out = self.project(solution.value)

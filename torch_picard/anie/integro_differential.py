@@ -160,6 +160,9 @@ class NIDE(LearnedEquation):
             ValueError: a shape does not fit, or times do not increase.
         """
         times = _check(y0, times, self.channels)
+        own = isinstance(self.kernel, KernelNetwork)
+        if own and isinstance(self.derivative, _Derivative):
+            self.check_dtype("y0", y0)
         start = y0[:, None].expand(-1, times.numel(), -1).contiguous()
 
         def operator(y: Tensor) -> Tensor:

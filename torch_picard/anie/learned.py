@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..nn.solver import Solver
@@ -18,6 +19,22 @@ class LearnedEquation(Solver):
             if module is not self and hasattr(module, "reset_parameters"):
                 module.reset_parameters()  # type: ignore[operator]
         self.reset_alpha()
+
+    def check_dtype(self, name: str, value: Tensor) -> None:
+        """
+        Raises:
+            TypeError: value is in another dtype than the parameters.
+        """
+        for which, parameter in self.named_parameters():
+            if which == "alpha" or not parameter.is_floating_point():
+                continue
+            wrong = value.dtype != parameter.dtype
+            if wrong and not torch.is_autocast_enabled(value.device.type):
+                raise TypeError(
+                    f"{name} must be of {parameter.dtype}, as the "
+                    f"parameters, got {value.dtype}"
+                )
+            return
 
 
 def check_points(

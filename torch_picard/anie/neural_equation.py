@@ -150,6 +150,8 @@ class NIE(LearnedEquation):
         or with f as a callable for values between the points."""
         if isinstance(f, Tensor):
             check_points(f, coords, self.channels, self.coord_dim, "f")
+            if isinstance(self.kernel, KernelNetwork):
+                self.check_dtype("f", f)
             coords = coords.to(f)
         if coords.dim() != 2:
             raise ValueError(

@@ -33,7 +33,9 @@ class PicardViT(Solver):
     Args:
         model: a vision transformer that :func:`split` knows, or a tuple
             (embed, operator, readout); :class:`DenseReadout` reads out
-            images.
+            images. Of a tuple, modules, their methods and parts of a host
+            bring their parameters along; what another function closes over
+            stays unknown, and has to be given to the optimiser.
         max_iter: evaluations of the transformer allowed.
         alpha: weight of the *old* state, in [0, 1), or a Tensor. Belongs to
             ``method=None``.
