@@ -460,7 +460,9 @@ class Compilable(torch.nn.Module):
         ).value  # fmt: skip
 
 
-@pytest.mark.parametrize("rtol", [0.0, 1e-2])
+@pytest.mark.parametrize(
+    "rtol", [0.0, pytest.param(1e-2, marks=pytest.mark.slow)]
+)
 def test_compiled_models_are_not_recorded_which_is_said(rtol):
     torch._dynamo.reset()
     model = torch.nn.Sequential(Compilable(rtol))

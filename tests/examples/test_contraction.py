@@ -5,6 +5,7 @@ import sys
 import pytest
 
 
+@pytest.mark.slow
 def test_every_step_is_certified_and_every_solve_in_time(
     monkeypatch, tmp_path, capsys
 ):

@@ -36,6 +36,7 @@ def call(monkeypatch, tmp_path, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_a_table_a_picture_and_runs_that_are_kept(call, tmp_path):
     first = call("--seeds", "1", "--write", str(tmp_path / "docs"))
     for name in ("FNO-DEQ", "equal parameters", "untied", "single pass",

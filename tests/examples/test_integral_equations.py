@@ -13,6 +13,7 @@ def _dtype():
     torch.set_default_dtype(before)
 
 
+@pytest.mark.slow
 def test_every_equation_is_solved_and_keeps_its_bound(
     monkeypatch, tmp_path, capsys
 ):

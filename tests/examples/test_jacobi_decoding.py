@@ -29,6 +29,7 @@ def script(monkeypatch, tmp_path):
     return jacobi, run
 
 
+@pytest.mark.slow
 def test_tables_and_picture_and_a_second_run_decodes_nothing(
     script, tmp_path, capsys, monkeypatch
 ):

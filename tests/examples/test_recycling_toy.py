@@ -2,6 +2,7 @@
 
 import sys
 
+import pytest
 import torch
 
 
@@ -35,6 +36,7 @@ def test_quality_does_not_see_placement():
     assert (toy.lddt(z, x) < 100).all()
 
 
+@pytest.mark.slow
 def test_a_run(monkeypatch, tmp_path, capsys):
     import recycling_toy as toy
 

@@ -34,6 +34,7 @@ def script(monkeypatch, tmp_path):
     return table2, run
 
 
+@pytest.mark.slow
 def test_tables_and_picture_and_a_second_run_trains_nothing(
     script, tmp_path, capsys, monkeypatch
 ):

@@ -30,6 +30,7 @@ def script(monkeypatch, tmp_path):
     return table3, run
 
 
+@pytest.mark.slow
 def test_tables_and_grid_and_a_second_run_trains_nothing(
     script, tmp_path, capsys, monkeypatch
 ):

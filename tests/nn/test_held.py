@@ -115,7 +115,14 @@ def test_a_weight_that_changes_at_every_access_is_one_in_a_solve():
     "gradient",
     [Unrolled(), Unrolled(checkpoint=True), Implicit(rtol=1e-12)],
 )
-@pytest.mark.parametrize("make", [GCNConv, GATConv, SAGEConv])
+@pytest.mark.parametrize(
+    "make",
+    [
+        GCNConv,
+        pytest.param(GATConv, marks=pytest.mark.slow),
+        pytest.param(SAGEConv, marks=pytest.mark.slow),
+    ],
+)
 def test_constrained_weights_twice_differentiated(make, gradient, backend):
     """A backward pass that evaluates P again finds the weights of the solve,
     not those that a conv changed for its duration would have."""
@@ -148,6 +155,7 @@ def test_parameters_gone_before_the_second_derivative_are_said():
         torch.autograd.grad(out.sum(), weights.values(), create_graph=True)
 
 
+@pytest.mark.slow
 def test_several_weights_of_one_conv():
     torch.manual_seed(0)
     net = torch.nn.Sequential(

@@ -158,8 +158,11 @@ def fixed(conv, **options):
     "factory",
     [
         lambda c: GCNConv(c, c, add_self_loops=False),
-        lambda c: SAGEConv(c, c),
-        lambda c: GATConv(c, c, add_self_loops=False),
+        pytest.param(lambda c: SAGEConv(c, c), marks=pytest.mark.slow),
+        pytest.param(
+            lambda c: GATConv(c, c, add_self_loops=False),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["gcn", "sage", "gat"],
 )

@@ -171,6 +171,7 @@ def test_without_kernels_the_operators_compute(only_torch):
 # -- instruction sets ---------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_instruction_sets(native, isa):
     """Each gives the formulas, in a process that has no other."""
