@@ -36,7 +36,8 @@ export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive HYPOTHESIS_PROFILE=ci
 # compiled by others, or in processes of its own, has its turn elsewhere.
 status=0
 LD_PRELOAD=$preload "$python" -m pytest -p no:faulthandler \
-    tests/ops -m "not slow" -k "not scatter and not 100_runs" \
+    tests/ops tests/nn/test_plan.py tests/nn/test_plan_traps.py \
+    -m "not slow" -k "not scatter and not 100_runs and not compile" \
     --ignore tests/ops/test_compile.py --ignore tests/ops/test_build.py \
     --ignore tests/ops/test_cuda.py --ignore tests/ops/test_cuda_build.py \
     "$@" || status=$?

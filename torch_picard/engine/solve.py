@@ -302,7 +302,7 @@ def check_tolerances(rtol: Any, atol: Any) -> None:
             raise TypeError(
                 f"{name} must be a number, got {type(value).__name__}"
             )
-        if not (value >= 0 and math.isfinite(value)):
+        if not 0 <= value < math.inf:  # which a symbol can answer, too
             raise ValueError(
                 f"{name} must be finite and not negative, got {value}"
             )

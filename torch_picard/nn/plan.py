@@ -68,6 +68,8 @@ def plan(
     except Unknown as unknown:
         return _own(conv, x, edge_index, args, kwargs, f, activation,
                     str(unknown), chosen)  # fmt: skip
+    if form.restart and value is None:
+        value = x.new_ones(graph.col.numel())
     name = "none" if activation is None else _name_of(activation)
     rows = f"{graph.col.numel()} entries in compressed rows"
     if form.after is None and name is not None and chosen == "native":
@@ -163,7 +165,10 @@ _METHODS = (*_STEPS, "forward", "propagate", "edge_update")
 
 def _watched(conv: MessagePassing) -> bool:
     """Somebody wants to see, or changed, what goes on inside."""
-    if conv.explain or hooked(conv):
+    aggregation = conv.aggr_module
+    if conv.explain or hooked(conv) or hooked(aggregation):
+        return True
+    if "forward" in vars(aggregation):
         return True
     if any(name in vars(conv) for name in _METHODS):
         return True

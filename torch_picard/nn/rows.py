@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch_geometric.utils import add_self_loops, is_torch_sparse_tensor
 
-from ..ops.csr import compress
+from ..ops.csr import check_csr, compress
 from .forms import Form
-from .invariants import normalised_graph
+from .invariants import _norm, normalised_graph
 
 
 class Rows:
@@ -22,6 +23,7 @@ class Rows:
             self.rowptr = edge_index.crow_indices()
             self.col = edge_index.col_indices()
             self.perm = None
+            check_csr(self.rowptr, self.col, num_nodes)
         else:
             _check_indices(edge_index, num_nodes)
             source, target = _narrow(edge_index).unbind(0)
@@ -61,6 +63,12 @@ def rows_of(
     """Normalised as the conv would, once for every pair of tensors."""
     learned = weight is not None and weight.requires_grad
     sparse = is_torch_sparse_tensor(edge_index)
+    cached = form.normalised and getattr(conv, "cached", False)
+    if cached and not sparse and owner is not None:
+        # the conv keeps its graph, whatever it is called with
+        _check_indices(edge_index, x.size(0))
+        kept = normalised_graph(conv, x, edge_index, weight)
+        return rows_of(owner, conv, replace(form, normalised=False), x, *kept)
     learned = learned or (sparse and edge_index.requires_grad)
     key = _key_of(conv, form, x, edge_index, weight)
     if owner is None:
@@ -70,7 +78,11 @@ def rows_of(
         if known.fits(key, edge_index, weight) and not learned:
             return known.graph, known.value
     edges, values = edge_index, weight
-    if form.normalised:
+    if not sparse:
+        _check_indices(edge_index, x.size(0))
+    if form.normalised and owner is None:  # nothing may be left in the conv
+        edges, values = _norm(conv, x, edge_index, weight)
+    elif form.normalised:
         edges, values = normalised_graph(conv, x, edge_index, weight)
     elif form.loops:
         edges, values = add_self_loops(edges, values, num_nodes=x.size(0))
@@ -91,9 +103,7 @@ def _key_of(conv, form, x, edge_index, weight) -> tuple | None:
     tensors = [edge_index] if weight is None else [edge_index, weight]
     if is_torch_sparse_tensor(edge_index):
         return None
-    if getattr(conv, "cached", False) or any(
-        t.is_inference() for t in tensors
-    ):
+    if any(t.is_inference() for t in tensors):
         return None
     options = [
         getattr(conv, name, None)

@@ -25,7 +25,7 @@ class Step:
         self.activation = ACTIVATIONS.index(activation)
         self.reduce = REDUCTIONS.index(form.reduce)
         if form.restart:
-            self.value = _scaled(value, 1 - form.restart, graph.col)
+            self.value = (1 - form.restart) * value
         self.work = Workspace()
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -156,12 +156,6 @@ class Aggregated:
                 h = (1 - form.restart) * h + form.restart * x
         h = h if form.bias is None else h + form.bias
         return h if form.root is None else h + form.root(x)
-
-
-def _scaled(value: Tensor | None, factor: float, col: Tensor) -> Tensor:
-    if value is None:
-        return torch.full((col.numel(),), factor, device=col.device)
-    return factor * value
 
 
 def _sum(a: Tensor, b: Tensor | None) -> Tensor:

@@ -75,9 +75,9 @@ class Transposed:
         rows = rows.repeat_interleave(length, output_size=col.numel())
         self.row = rows[self.perm]
         self._inverse = length.clamp(min=1).double().reciprocal()
-        self._value: weakref.ref | None = None
-        self._key: tuple | None = None
-        self._weights: Tensor | None = None
+        # value, what else the weights depend on, and the weights: replaced
+        # together, as other threads may be asking
+        self._kept: tuple[weakref.ref | None, tuple, Tensor] | None = None
 
     def weights(
         self, value: Tensor | None, mean: bool, dtype: torch.dtype
@@ -88,19 +88,19 @@ class Transposed:
             return None
         version = None if value is None else _versions(value)
         key = (mean, dtype, version)
-        same = self._value is not None and self._value() is value
-        if value is None or version is not None:
-            if self._key == key and (same or value is None):
-                return self._weights
+        kept = self._kept
+        if kept is not None and (value is None or version is not None):
+            of, known, weights = kept
+            if known == key and (None if of is None else of()) is value:
+                return weights
         out = None if value is None else value.detach()[self.perm]
         if mean:
             inverse = self._inverse[self.row]
             out = inverse if out is None else out * inverse
         assert out is not None
-        self._weights = out.to(accumulation_dtype(dtype))
-        self._key = key
-        self._value = None if value is None else weakref.ref(value)
-        return self._weights
+        out = out.to(accumulation_dtype(dtype))
+        self._kept = (None if value is None else weakref.ref(value), key, out)
+        return out
 
 
 def compress(index: Tensor, size: int) -> tuple[Tensor, Tensor]:
