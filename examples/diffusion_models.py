@@ -62,7 +62,7 @@ def unet(size: int, channels: int, widths: list[int], attention: bool):
     up = ["UpBlock2D"] * len(widths)
     if attention:
         down[3], up[1] = "AttnDownBlock2D", "AttnUpBlock2D"
-    return UNet2DModel(
+    net = UNet2DModel(
         sample_size=size,
         in_channels=channels,
         out_channels=channels,
@@ -72,6 +72,24 @@ def unet(size: int, channels: int, widths: list[int], attention: bool):
         up_block_types=tuple(up),
         norm_num_groups=min(32, widths[0]),
     )
+    factor = 2 ** (len(widths) - 1)
+    return net if size % factor == 0 else Padded(net, -size % factor)
+
+
+class Padded(nn.Module):
+    """A network for images with so many more rows and columns."""
+
+    def __init__(self, net: nn.Module, more: int):
+        super().__init__()
+        self.net, self.more = net, more
+
+    def forward(self, x, t, **options):
+        size = x.shape[-2:]
+        x = nn.functional.pad(x, (0, self.more, 0, self.more))
+        out = self.net(x, t, **options)
+        out = out[0] if isinstance(out, tuple) else out.sample
+        out = out[..., : size[0], : size[1]]
+        return (out,)
 
 
 def build(setting: dict, shape: torch.Size, steps: int) -> nn.Module:

@@ -306,7 +306,7 @@ def study(net: Fold, targets: Targets, alpha: float) -> dict:
         "rmsd": error,
         "change": change,
         "status": solution.status.tolist(),
-        "passes": (solution.iterations + 1).tolist(),
+        "passes": solution.iterations.tolist(),
         "stopped": lddt(solution.value["x"], targets.x).tolist(),
     }
 

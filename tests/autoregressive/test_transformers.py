@@ -95,6 +95,34 @@ def same(model, rows, custom=True, **options):
 ENDS = {"eos_token_id": [5, 7], "pad_token_id": 0}
 
 
+def test_an_end_without_padding_through_generate(models):
+    model, given = models("llama"), prompts(1)
+    for end in (5, [5, 7]):
+        options = {"max_new_tokens": NEW, "eos_token_id": end}
+        want = model.generate(**given, **options)
+        out = model.generate(
+            **given, **options, custom_generate=jacobi_generate
+        )
+        assert torch.equal(out, want)
+
+
+def test_a_cache_of_several_texts_is_not_continued(models):
+    from transformers import DynamicCache
+
+    model, given = models("llama"), prompts(8)
+    cache = DynamicCache(config=model.config)
+    out = jacobi_generate(
+        model, **given, max_new_tokens=NEW, past_key_values=cache, **ENDS
+    )
+    mask = torch.ones_like(out)
+    if cache.layers[0].keys.size(0) == 8:
+        pytest.skip("all texts ended together")
+    with pytest.raises(ValueError, match="past_key_values hold"):
+        jacobi_generate(
+            model, out, 4, attention_mask=mask, past_key_values=cache
+        )
+
+
 @pytest.mark.parametrize("rows", [1, 8])
 @pytest.mark.parametrize("name", BUILD)
 def test_greedy(models, name, rows):

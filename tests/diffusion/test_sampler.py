@@ -221,6 +221,10 @@ def test_rounds_can_run_out():
         solve(x)
     solution = caught.value.solution
     assert (solution.status == Status.MAX_ITER).all()
+    torch.testing.assert_close(
+        solution.residual, solution.residual_history[-1]
+    )
+    assert (solution.residual > 0).all()
     assert solution.rounds == 3
 
 

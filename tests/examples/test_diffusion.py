@@ -88,3 +88,14 @@ def test_the_table_of_samplers(monkeypatch, tmp_path, capsys):
     assert "Trained for 2 updates" in out
     script.main()
     assert "Trained" not in capsys.readouterr().out
+
+
+def test_a_unet_for_images_that_do_not_halve_five_times():
+    pytest.importorskip("diffusers")
+    import diffusion_models
+
+    setting = {"widths": [8, 8, 8, 8, 8, 8], "attention": True}
+    net = diffusion_models.build(setting, torch.Size((1, 28, 28)), 10).eval()
+    with torch.no_grad():
+        (out,) = net(torch.randn(2, 1, 28, 28), torch.tensor([1, 9]))
+    assert out.shape == (2, 1, 28, 28)

@@ -235,6 +235,29 @@ def test_members_of_a_batch_end_apart_and_as_alone():
         assert torch.equal(alone.value[0], together.value[b])
 
 
+def test_the_callback_sees_every_pass_and_iterations_count_them():
+    seen = []
+    recycler = Recycler(
+        toward(0.5), callback=lambda k, x, d: seen.append((k, x, d))
+    )
+    solution = recycler(torch.zeros(3, 3))
+    assert [k for k, _, _ in seen] == list(range(solution.evaluations))
+    assert torch.equal(seen[-1][1], solution.value)
+    assert torch.equal(seen[-1][2], solution.residual)
+    assert solution.iterations == solution.evaluations
+    x = torch.zeros(3, 3)
+    for _ in range(int(solution.iterations)):
+        x = toward(0.5)(x)
+    torch.testing.assert_close(solution.value, x)
+
+
+def test_the_warning_is_where_the_call_is():
+    recycler = Recycler(lambda x: 2 * x, distance=gap, max_recycles=6)
+    with pytest.warns(ConvergenceWarning) as found:
+        recycler(torch.ones(2))
+    assert found[0].filename == __file__
+
+
 def test_on_failure_and_the_callback():
     seen = []
 

@@ -142,7 +142,21 @@ def gumbel(key: Tensor, count: int) -> Tensor:
 
 def warpers(config: Any) -> list[Any]:
     """Of a generation_config, for a callable: temperature, top_k, top_p."""
-    from transformers.generation import logits_process as made
+    wanted = [
+        name
+        for name, plain in (("temperature", 1.0), ("top_k", 0), ("top_p", 1.0))
+        if getattr(config, name, None) not in (None, plain)
+    ]
+    if not wanted:
+        return []
+    try:
+        from transformers.generation import logits_process as made
+    except ImportError:
+        raise ImportError(
+            f"{' and '.join(wanted)} of generation_config are transformers' "
+            "own: pip install torch-picard[transformers], or pass a "
+            "logits_processor"
+        ) from None
 
     found: list[Any] = []
     if getattr(config, "temperature", None) not in (None, 1.0):

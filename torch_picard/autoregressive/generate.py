@@ -77,7 +77,8 @@ def jacobi_generate(
         on_failure: ``"warn"``, ``"raise"`` or ``"ignore"``, where a text
             meets logits that are not finite.
         model_kwargs: ``attention_mask`` [B, P], ``position_ids``,
-            ``past_key_values`` and ``use_cache``, as in transformers.
+            ``past_key_values`` and ``use_cache``, as in transformers; a cache
+            that is passed can be continued after texts of one row.
 
     Returns:
         ids, long [B, P+n], n <= N, as ``generate`` returns them; with

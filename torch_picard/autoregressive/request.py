@@ -129,6 +129,12 @@ def plain(
         )
     eos = _first(eos, getattr(config, "eos_token_id", None))
     pad = _first(pad, getattr(config, "pad_token_id", None))
+    for name, off in _OF_MODELS.items():
+        if getattr(config, name, None) not in (None, off):
+            raise ValueError(
+                f"generation_config.{name} is for models of transformers; "
+                "give a callable a logits_processor or stopping_criteria"
+            )
     sample = bool(getattr(config, "do_sample", False))
     used = torch.ones_like(input_ids, dtype=torch.bool)
 
@@ -193,7 +199,7 @@ def prepared(
         mask, own = torch.ones_like(ids), _ids(eos)
         padding = ids == (-1 if pad is None else pad)
         # as generate would have found it, had it seen pad_token_id
-        if (own is None or pad not in own) and bool(padding.any()):
+        if bool(padding.any()) and (own is None or pad not in own):
             mask, positions = ~padding, None
     pad = _first(pad, config.pad_token_id)
     mask = mask.to(device) != 0
@@ -208,6 +214,7 @@ def prepared(
         parts = [cache, *getattr(cache, "layers", [])]
         if not all(hasattr(part, "crop") for part in parts):
             raise not_croppable(cache)
+        _check_rows(cache, ids.size(0))
         scorer = Cached(model, cache, mask, positions.expand_as(ids))
     else:
         whole = Forward(model)
@@ -238,6 +245,23 @@ _REFUSED = {
     "output_hidden_states": "return_solution=True returns what is known",
 }
 
+# what would change the text, and is not applied to that of a callable
+_OF_MODELS = {
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_new_tokens": 0,
+    "min_length": 0,
+    "min_p": 0,
+    "typical_p": 1.0,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "stop_strings": None,
+    "max_time": None,
+}
+
 # generate adds them by itself; they say nothing here
 _OF_GENERATE = ("logits_to_keep", "num_logits_to_keep", "cache_position")
 
@@ -249,6 +273,18 @@ def _refuse(model_kwargs: dict[str, Any], known: str) -> None:
                 f"jacobi_generate got an argument {name!r}; of those for the "
                 f"model it knows {known}"
             )
+
+
+def _check_rows(cache: Any, rows: int) -> None:
+    for layer in getattr(cache, "layers", []):
+        keys = getattr(layer, "keys", None)
+        if isinstance(keys, Tensor) and keys.dim() > 1 and keys.size(0):
+            if keys.size(0) != rows:
+                raise ValueError(
+                    f"past_key_values hold {keys.size(0)} rows, input_ids "
+                    f"{rows}: a cache is left with the texts that ended "
+                    "last, so that of several rows cannot be continued"
+                )
 
 
 def _add_criteria(found: Request, criteria: Any, own_eos: bool) -> int:

@@ -57,9 +57,9 @@ def iterate(
         active = watch.active if callback is None else None
         here = evaluate.point(x, method.smoothing, active)
         watch.observe(here, previous)
-        if callback is not None and not watch.done:
+        if callback is not None and not waiting:
             said = callback(watch.count - 1, space.pack(x), here.residual)
-            if says_how(said) or said:
+            if not watch.done and (says_how(said) or said):
                 watch.stop(said, here, previous)
         if waiting:
             # a P that communicates must do so in the backward pass, too

@@ -219,6 +219,7 @@ class Monitor:
         self._measure(here, previous, mask)
         if self.images:
             self._to_image = mask
+            self.iterations = self.iterations + mask
         self._return_best(mask & np.isin(self.status, BEST))
 
     @property
@@ -299,6 +300,8 @@ class Monitor:
             table[k, blind] = np.inf
         at = np.argmin(np.where(np.isfinite(table), table, np.inf), axis=0)
         best = table[at, np.arange(table.shape[1])]
+        if self.images:
+            at = at + np.isfinite(best)
         self.iterations = np.where(mask, at, self.iterations)
         self.residual = np.where(mask, best, self.residual)
         self._to_best = mask

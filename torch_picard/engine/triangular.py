@@ -152,9 +152,12 @@ class Front:
         else:
             residual = worst.new_zeros(len(worst))
         last = (self._rounds - 1).clamp(min=0)
-        solution = recorded(
-            self.status, self._rounds, residual, self._table(), last
-        )
+        table = self._table()
+        # what is not settled was never measured as final
+        seen = torch.nan_to_num(table[-1], nan=torch.inf, posinf=torch.inf)
+        failed = self.status != int(Status.CONVERGED)
+        residual = torch.where(failed, seen.to(residual), residual)
+        solution = recorded(self.status, self._rounds, residual, table, last)
         solution.value = value
         solution.evaluations = evaluations
         solution.rounds = self.rounds

@@ -142,7 +142,8 @@ class Recycler(Solver):
                 images=True,
             )
         solution.value = form.leave(solution.value)
-        solution.report(self.on_failure, stacklevel=2)
+        # past the two frames of Module.__call__
+        solution.report(self.on_failure, stacklevel=4)
         return solution
 
     def extra_repr(self) -> str:
