@@ -83,13 +83,9 @@ class Padded(nn.Module):
         super().__init__()
         self.net, self.more = net, more
 
-    def forward(self, x, t, **options):
-        size = x.shape[-2:]
-        x = nn.functional.pad(x, (0, self.more, 0, self.more))
-        out = self.net(x, t, **options)
-        out = out[0] if isinstance(out, tuple) else out.sample
-        out = out[..., : size[0], : size[1]]
-        return (out,)
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        more = F.pad(x, (0, self.more, 0, self.more))
+        return self.net(more, t).sample[..., : x.size(-2), : x.size(-1)]
 
 
 def build(setting: dict, shape: torch.Size, steps: int) -> nn.Module:

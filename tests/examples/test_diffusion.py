@@ -97,5 +97,5 @@ def test_a_unet_for_images_that_do_not_halve_five_times():
     setting = {"widths": [8, 8, 8, 8, 8, 8], "attention": True}
     net = diffusion_models.build(setting, torch.Size((1, 28, 28)), 10).eval()
     with torch.no_grad():
-        (out,) = net(torch.randn(2, 1, 28, 28), torch.tensor([1, 9]))
+        out = net(torch.randn(2, 1, 28, 28), torch.tensor([1, 9]))
     assert out.shape == (2, 1, 28, 28)
