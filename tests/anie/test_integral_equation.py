@@ -204,6 +204,45 @@ def test_the_slope_of_u1_is_the_one_of_the_formula():
     assert certificate.constant == pytest.approx(1 / (m * (m + 1)), rel=1e-2)
 
 
+@pytest.mark.parametrize(
+    "name, beta", [("V1", 4.0), ("V2", 2.0), ("V3", 8.0), ("V4", 10.0)]
+)
+def test_volterra_equations_contract_in_a_weighted_norm(name, beta):
+    """Bielecki's: max of exp(-beta x) |u|. The bound is at least the error,
+    and the iterations are no more than those allowed."""
+    problem = PROBLEMS[name]
+    equation = problem.equation(Trapezoid(200))
+    truth = equation.solve(**EXACT).value
+    region = None
+    if not equation.certificate().constant < math.inf:
+        region = Ball(0.1, truth)
+    certificate = equation.certificate(region, beta=beta)
+    assert certificate.contracts
+    weight = torch.exp(-beta * equation.nodes)
+
+    def size(v):
+        return float((weight * v).abs().max())
+
+    x = truth + 0.005 * torch.cos(9 * equation.nodes)
+    first = size(equation(x) - x)
+    for k in range(60):
+        image = equation(x)
+        assert region is None or (x - truth).abs().max() <= 0.1
+        error = size(x - truth)
+        assert error <= certificate.error_bound(size(image - x)) + 1e-13
+        if error > 1e-12:
+            assert k <= certificate.iterations_for(error, first)
+        x = image
+    assert error < 1e-8
+
+
+def test_beta_is_checked():
+    equation = PROBLEMS["V1"].equation(Trapezoid(20))
+    for beta, norm in ((-1.0, "linf"), ("a", "linf"), (1.0, "l2")):
+        with pytest.raises(ValueError, match="beta"):
+            equation.certificate(norm=norm, beta=beta)
+
+
 @pytest.mark.parametrize("name", ["F1", "F2", "V2"])
 @pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
 def test_certified_equations_keep_their_promises(name, norm):

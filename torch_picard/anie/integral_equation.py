@@ -194,7 +194,11 @@ class IntegralEquation:
         return self._free(x) + self.lam * self.integral(values, x)
 
     def certificate(
-        self, region: Ball | None = None, norm: str = "linf"
+        self,
+        region: Ball | None = None,
+        norm: str = "linf",
+        *,
+        beta: float = 0.0,
     ) -> Certificate:
         r"""A Lipschitz constant of P at the nodes.
 
@@ -208,6 +212,11 @@ class IntegralEquation:
                 every node; needed by kernels whose slope is not bounded.
             norm: ``"l2"``, ``"l1"`` or ``"linf"``, of the vector of values
                 at the nodes.
+            beta: for Volterra equations in one dimension: the constant is
+                that in the norm :math:`\max_i e^{-\beta x_i} |u_i|`
+                (Bielecki), about :math:`|\lambda| \sup |K_u| / \beta`, so
+                that it contracts for any :math:`\lambda`. Residuals and
+                errors are then measured in it as well. (default: 0)
 
         Returns:
             A :class:`~torch_picard.contraction.Certificate`: ``"certified"``
@@ -222,15 +231,16 @@ class IntegralEquation:
         if region is not None and not isinstance(region, Ball):
             raise TypeError(f"region must be a Ball or None, got {region!r}")
         check_norm(norm)
+        _check_beta(beta, norm, len(self.domain))
         _bounds(region, self.nodes, self.f.size(-1))
         lam = abs(float(torch.as_tensor(self.lam).detach()))
-        constant, why = self._constant(None, norm)
+        constant, why = self._constant(None, norm, beta)
         if constant < math.inf or region is None:
             text = why or "slope of the kernel, for all u"
             if constant == math.inf and not why:
                 text = "the slope of the kernel is unbounded: give a region"
             return Certificate(lam * constant, norm, reason=text)
-        constant, why = self._constant(region, norm)
+        constant, why = self._constant(region, norm, beta)
         text = why or "slope of the kernel"
         if constant == math.inf and not why:
             text = (
@@ -261,7 +271,9 @@ class IntegralEquation:
                 )
         return x.to(self.nodes)
 
-    def _constant(self, region: Ball | None, norm: str) -> tuple[float, str]:
+    def _constant(
+        self, region: Ball | None, norm: str, beta: float
+    ) -> tuple[float, str]:
         """The norm of the matrix of slopes, and why there is none."""
         nodes = self.nodes.double()
         width = self.f.size(-1)
@@ -283,6 +295,8 @@ class IntegralEquation:
                     return math.inf, f"no enclosure of the kernel: {error}"
                 w = self._weights(self.nodes[start : start + rows])
                 w = w.double().abs()
+                if beta:
+                    w = w * torch.exp(beta * (nodes[:, 0] - x[..., 0]))
                 slope = slope * w[..., None, None]
                 if not bool(torch.isfinite(slope).all()):
                     return math.inf, ""
@@ -453,4 +467,15 @@ def _check_values(u: Any, nodes: Tensor, name: str = "u") -> None:
         raise ValueError(
             f"{name} must be [N, c] or [B, N, c] with N = {nodes.size(0)} "
             f"nodes, got {list(u.shape)}"
+        )
+
+
+def _check_beta(beta: Any, norm: str, axes: int) -> None:
+    number = isinstance(beta, (int, float)) and not isinstance(beta, bool)
+    if not number or not 0 <= beta < math.inf:
+        raise ValueError(f"beta must be a finite number >= 0, got {beta!r}")
+    if beta and (norm != "linf" or axes > 1):
+        raise ValueError(
+            "beta weights the norm 'linf' of equations in one dimension, got "
+            f"norm={norm!r} in {axes}"
         )
