@@ -3,6 +3,7 @@
 import importlib
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,16 +35,24 @@ def sampler(**changed):
         ({"scheduler": "ddim"}, TypeError, "alphas_cumprod .* got str"),
         ({"scheduler": X}, TypeError, r"a Tensor \[T\], got a Tensor"),
         ({"scheduler": ALPHAS.flip(0)}, ValueError, "must fall"),
-        ({"scheduler": ALPHAS + 0.5}, ValueError, r"numbers in \[0, 1\)"),
+        ({"scheduler": ALPHAS + 0.5}, ValueError, r"numbers in \[0, 1\]"),
+        (
+            {"scheduler": ALPHAS - 0.01, "spacing": "trailing"}, ValueError,
+            "prediction must be 'x0' or 'v' where alphas_cumprod is 0",
+        ),
         ({"num_steps": 0}, ValueError, "num_steps must be at least 1, got 0"),
         ({"num_steps": 21}, ValueError, "num_steps must be at most 20"),
         ({"num_steps": 2.0}, TypeError, "num_steps must be an int, got 2.0"),
         ({"window": 0}, ValueError, "window must be at least 1, got 0"),
         ({"window": True}, TypeError, "window must be an int, got True"),
-        ({"tol": -1.0}, ValueError, "tol must be a number >= 0, got -1.0"),
-        ({"tol": float("nan")}, ValueError, "tol must be a number >= 0"),
+        ({"window": np.float64(3)}, TypeError, "window must be an int"),
+        ({"tol": -1.0}, ValueError, "tol must be .* not negative, got -1.0"),
+        ({"tol": float("nan")}, ValueError, "tol must be finite"),
+        ({"tol": True}, TypeError, "tol must be a number, got True"),
+        ({"tol": "0.1"}, TypeError, "tol must be a number, got '0.1'"),
         ({"method": "newton"}, ValueError, "method must be one of"),
-        ({"eta": 1.5}, ValueError, r"eta must be a number in \[0, 1\]"),
+        ({"eta": 1.5}, ValueError, r"eta must be in \[0, 1\], got 1.5"),
+        ({"eta": True}, TypeError, "eta must be a number, got True"),
         ({"on_failure": "no"}, ValueError, "on_failure must be 'warn'"),
         ({"max_rounds": 0}, ValueError, "max_rounds must be at least 1"),
         ({"order": 0}, ValueError, "order must be at least 1"),
@@ -117,7 +126,13 @@ def test_a_scheduler_that_is_not_known():
             ValueError,
             "noise or generator",
         ),
+        (
+            {"noise": torch.ones(5, *X.shape).long()}, TypeError,
+            "noise must be of floating point numbers, got torch.int64",
+        ),
         ({"generator": [torch.Generator()]}, ValueError, "generator must be"),
+        ({"generator": 3}, TypeError, "generator must be a .* got int"),
+        ({"generator": [3, 4]}, TypeError, "generator must be a .* got int"),
         ({"condition": X[:1]}, ValueError, "condition must have 2 rows"),
         ({"condition": {"a": X[:1]}}, ValueError, "condition must have 2"),
         ({"condition": 3}, TypeError, "condition must be a Tensor"),
@@ -159,11 +174,61 @@ def test_denoisers(denoiser, error, said):
         sampler(denoiser=denoiser)(X)
 
 
-def test_guidance():
-    with pytest.raises(TypeError, match="denoiser must be callable"):
-        Guided(3, 1.0, X[0])
-    with pytest.raises(TypeError, match="scale must be a number"):
-        Guided(zero, "strong", X[0])
+def test_what_must_be_callable():
+    with pytest.raises(TypeError, match="denoiser must be callable, got None"):
+        reverse_chain(None, ALPHAS, 5, X)
+    with pytest.raises(TypeError, match="callback must be callable, got int"):
+        sampler()(X, callback=3)
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "scale", "error", "said"),
+    [
+        (3, 1.0, TypeError, "denoiser must be callable"),
+        (zero, "strong", TypeError, "scale must be a number"),
+        (zero, True, TypeError, "scale must be a number, got True"),
+        (zero, float("inf"), ValueError, "scale must be finite, got inf"),
+    ],
+)
+def test_guidance(denoiser, scale, error, said):
+    with pytest.raises(error, match=said):
+        Guided(denoiser, scale, X[0])
+
+
+def test_numbers_of_numpy():
+    counts = {"num_steps": 5, "window": 3, "order": 2, "memory": 1}
+    numbers = {"tol": 0.25, "eta": 0.5}
+    same = {name: np.int64(n) for name, n in counts.items()}
+    same |= {name: np.float32(n) for name, n in numbers.items()}
+    noise = torch.randn(5, *X.shape)
+    want, _ = sampler(**counts, **numbers)(X, noise=noise)
+    found, _ = sampler(**same)(X, noise=noise)
+    assert torch.equal(found, want)
+
+
+@pytest.mark.parametrize("kind", ["eps", "x0", "v"])
+def test_a_first_time_without_noise(kind):
+    """The image is there already: noise and velocity leave it as it is."""
+
+    def denoiser(x, t):
+        return torch.tanh(x + (t / 20).view(-1, 1, 1, 1))
+
+    x = torch.randn(*X.shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.zeros(20, *X.shape)
+    options = {"prediction": kind, "eta": 0.5}
+    want = reverse_chain(
+        lambda x, t: denoiser(x, t + 1), ALPHAS, 20, x, noise=noise, **options
+    )
+    if kind == "x0":
+        want = denoiser(want, torch.zeros(len(x)))
+    alphas = torch.cat([torch.ones(1), ALPHAS])
+    noise = torch.cat([noise, noise[:1]])
+    found = reverse_chain(denoiser, alphas, 21, x, noise=noise, **options)
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-6)
+    solve = PicardSampler(denoiser, alphas, 21, 8, 0.0, **options)
+    found, solution = solve(x, noise=noise)
+    assert solution.converged.all()
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-5)
 
 
 def test_diffusers_is_not_needed(monkeypatch):

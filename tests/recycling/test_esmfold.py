@@ -1,5 +1,6 @@
 """transformers' ESMFold, tiny and random, with early stop."""
 
+import copy
 from itertools import pairwise
 
 import pytest
@@ -10,6 +11,8 @@ from torch_picard import Status
 from torch_picard.recycling import ca_distance, recycle_esmfold
 
 transformers = pytest.importorskip("transformers")
+
+IDS = torch.ones(2, 9, dtype=torch.long)
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +144,24 @@ def test_gradients_reach_the_trunk(model, inputs):
         ({"tol": -1.0}, ValueError, "tol must be"),
         ({"max_recycles": -1}, ValueError, "max_recycles must be"),
         ({"alpha": 1.5}, ValueError, "alpha"),
+        ({"callback": 3}, TypeError, "callback must be callable"),
+        ({"bogus": 3}, TypeError, "'bogus'; .* it knows position_ids, "),
+        ({"input_ids": [[1, 2]]}, TypeError, "input_ids must be .* got list"),
+        ({"input_ids": IDS[0]}, ValueError, r"input_ids must .*\[9\]"),
+        ({"input_ids": IDS[:, :0]}, ValueError, r"one residue .*\[2, 0\]"),
+        ({"input_ids": IDS.float()}, ValueError, "long tensor .*float32"),
+        ({"attention_mask": 3}, TypeError, "attention_mask must be a Tensor"),
+        (
+            {"attention_mask": torch.ones(2, 8)},
+            ValueError,
+            r"attention_mask must be \[2, 9\] like input_ids, got \[2, 8\]",
+        ),
     ],
 )
-def test_wrong_calls(model, inputs, change, error, text):
-    call = {"model": model, "input_ids": inputs[0]} | change
+def test_wrong_calls(model, change, error, text):
+    """Before anything is computed."""
+    twin = copy.copy(model)
+    twin._modules = model._modules | {"esm": None}
+    call = {"model": twin, "input_ids": IDS} | change
     with pytest.raises(error, match=text):
         recycle_esmfold(**call)

@@ -1,7 +1,6 @@
 """Recycling: distances, outcomes, smoothing, gradients."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -377,64 +376,3 @@ def test_gradients_of_the_engine(gradient):
     solution.value.sum().backward()
     # x = 1 / (1 - rate)
     assert math.isclose(fold.rate.grad.item(), 4.0, rel_tol=1e-6)
-
-
-# -- wrong calls -----------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "options, error, text",
-    [
-        ({"tol": -1.0}, ValueError, "tol must be finite and not negative"),
-        ({"tol": math.nan}, ValueError, "tol must be finite"),
-        ({"tol": "0.5"}, TypeError, "tol must be a number"),
-        ({"max_recycles": -1}, ValueError, "max_recycles must be at least 0"),
-        ({"max_recycles": 2.0}, TypeError, "max_recycles must be an int"),
-        ({"alpha": 1.0}, ValueError, "alpha weights the old state"),
-        ({"distance": None}, TypeError, "distance must be callable"),
-        ({"callback": 3}, TypeError, "callback must be callable"),
-        ({"smooth": "x"}, TypeError, "smooth must be a collection"),
-        ({"on_failure": "no"}, ValueError, "on_failure must be"),
-        ({"gradient": "last"}, TypeError, "gradient must be an instance"),
-    ],
-)
-def test_wrong_options(options, error, text):
-    with pytest.raises(error, match=text):
-        Recycler(lambda x: x, **options)
-
-
-@pytest.mark.parametrize(
-    "state, options, error, text",
-    [
-        (
-            {"x": TARGET}, {}, TypeError,
-            "prev must be CA coordinates .* got dict; where the state",
-        ),
-        (torch.zeros(4), {}, ValueError, "prev must be CA coordinates"),
-        (torch.zeros(2, 2, 3, 3), {}, ValueError, "distance must return"),
-        ((TARGET, 3.0), {"distance": gap}, TypeError, "state must hold Ten"),
-        (TARGET, {"smooth": ("x",)}, ValueError, "the state is a single"),
-        (
-            (TARGET, TARGET),
-            {"smooth": (2,), "distance": lambda a, b: (a[0] - b[0]).norm()},
-            ValueError, r"smooth must name parts of the state, \[0, 1\]",
-        ),
-        (TARGET, {"distance": lambda a, b: 1.0}, ValueError, "distance must"),
-        (
-            TARGET,
-            {"distance": partial(ca_distance, mask=torch.ones(4))},
-            ValueError, "mask must be",
-        ),
-    ],
-)  # fmt: skip
-def test_wrong_states(state, options, error, text):
-    with pytest.raises(error, match=text):
-        Recycler(lambda x: x, **options)(state)
-
-
-def test_step_is_checked_and_nothing_is_there_to_build():
-    with pytest.raises(TypeError, match="step must be callable"):
-        Recycler(3)
-    with pytest.raises(ValueError, match="operator changed the shape"):
-        Recycler(lambda x: x[:2])(TARGET)
-    assert "tol=0.5, max_recycles=20" in repr(Recycler(Fold()))

@@ -111,8 +111,16 @@ class Choice:
         return out
 
     def _all(self, ids: Tensor, scores: Tensor) -> Tensor:
+        shape = scores.shape
         for processor in self._processors:
             scores = processor(ids, scores)
+            if getattr(scores, "shape", None) != shape:
+                raise ValueError(
+                    "logits_processor must return scores of the shape "
+                    f"{list(shape)} that it is given, but "
+                    f"{type(processor).__name__} has returned "
+                    f"{getattr(scores, 'shape', type(scores).__name__)}"
+                )
         return scores
 
 

@@ -8,11 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..engine.methods.base import check_count
 from ..engine.solution import Solution
+from .checks import (
+    check_options,
+    check_text,
+    optional_count,
+    several,
+    tokens,
+)
 from .choice import Choice
 from .decode import Decoder
 from .guesses import Guesses
-from .request import Request, check_options, integers, plain, prepared
+from .request import Request, plain, prepared
 from .stopping import Stop
 
 
@@ -60,10 +68,11 @@ def jacobi_generate(
         pad_token_id: fills a text that ended before others. (default: the
             first of ``eos_token_id``)
         return_solution: also return the :class:`Solution`.
-        logits_processor: callables (ids [B, n], scores [B, V]) -> scores, as
-            in transformers: functions of these two alone.
-        stopping_criteria: callables (ids [B, n], scores) -> bool [B], asked
-            after every settled token, with ``None`` for the scores.
+        logits_processor: (ids [B, n], scores [B, V]) -> scores, or a list of
+            such, as in transformers: functions of these two alone.
+        stopping_criteria: (ids [B, n], scores) -> bool [B], or a list of
+            such, asked after every settled token, with ``None`` for the
+            scores.
         generation_config: of transformers. For a callable, the fields
             do_sample, temperature, top_k, top_p, max_new_tokens, eos_token_id
             and pad_token_id count.
@@ -108,18 +117,27 @@ def jacobi_generate(
     Source: Song et al. 2021, arXiv:2002.03629; Santilli et al. 2023,
     arXiv:2305.10427; Zappala et al. 2023 for the divergence.
     """
-    check_options(input_ids, block_size, synced_gpus, init, on_failure)
-    integers("max_new_tokens", max_new_tokens, 1)
-    integers("eos_token_id", eos_token_id, 0, many=True)
-    integers("pad_token_id", pad_token_id, 0)
+    check_text(input_ids, model_kwargs.get("attention_mask"))
+    check_options(
+        synced_gpus, init, generator, streamer, generation_config, on_failure
+    )
+    block_size = check_count("block_size", block_size)
+    given = (
+        optional_count("max_new_tokens", max_new_tokens, 1),
+        tokens("eos_token_id", eos_token_id),
+        optional_count("pad_token_id", pad_token_id, 0),
+    )
+    rules = (
+        several("logits_processor", logits_processor),
+        several("stopping_criteria", stopping_criteria),
+        generation_config,
+    )
 
     def decode(request: Request) -> tuple[Tensor, Solution]:
         return _decode(
             request, block_size, init, generator, return_solution, streamer
         )
 
-    given = (max_new_tokens, eos_token_id, pad_token_id)
-    rules = (logits_processor, stopping_criteria, generation_config)
     if hasattr(generation_config, "_pad_token_tensor"):
         # generate has called, and has prepared everything
         request = prepared(model, input_ids, *given, *rules, model_kwargs)
@@ -175,16 +193,28 @@ def _through_generate(
     model: Any,
     input_ids: Tensor,
     max_new_tokens: int | None,
-    eos_token_id: Any,
+    eos_token_id: list[int] | None,
     pad_token_id: int | None,
-    logits_processor: Any,
-    stopping_criteria: Any,
+    logits_processor: list[Callable],
+    stopping_criteria: list[Callable],
     generation_config: Any,
     model_kwargs: dict[str, Any],
     decode: Callable[[Request], tuple[Tensor, Solution]],
     streamer: Any,
 ) -> tuple[Tensor, Solution]:
     """transformers' own preparation: processors, criteria, cache, mask."""
+    from transformers import Cache, GenerationConfig
+
+    cache = model_kwargs.get("past_key_values")
+    for name, value, kind in (
+        ("generation_config", generation_config, GenerationConfig),
+        ("past_key_values", cache, Cache),
+    ):
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(
+                f"{name} must be a {kind.__name__} of transformers, got "
+                f"{type(value).__name__}"
+            )
     found = []
 
     def custom(
@@ -214,7 +244,7 @@ def _through_generate(
         input_ids,
         generation_config=generation_config,
         custom_generate=custom,
-        **{k: v for k, v in named.items() if v is not None},
+        **{k: v for k, v in named.items() if v not in (None, [])},
         **model_kwargs,
     )
     return found[0]

@@ -1,4 +1,4 @@
-"""What is asked for: arguments, checked, and in one form."""
+"""What is asked for, in one form."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 
 from .choice import warpers
-from .guesses import INITS
 from .models import Cached, Forward, Whole, not_croppable
-
-ON_FAILURE = ("warn", "raise", "ignore")
 
 
 @dataclass
@@ -39,73 +36,14 @@ class Request:
         return 0 if self.eos is None else int(self.eos[0])
 
 
-def check_options(
-    input_ids: Any,
-    block_size: Any,
-    synced_gpus: Any,
-    init: Any,
-    on_failure: Any,
-) -> None:
-    if not isinstance(input_ids, Tensor):
-        raise TypeError(
-            "input_ids must be a long tensor [B, P], got "
-            f"{type(input_ids).__name__}"
-        )
-    if input_ids.dim() != 2 or input_ids.dtype not in (torch.long, torch.int):
-        raise ValueError(
-            "input_ids must be a long tensor [B, P], got "
-            f"{input_ids.dtype} {list(input_ids.shape)}"
-        )
-    if not input_ids.numel():
-        raise ValueError(
-            "input_ids must hold a text and a token, for what is first cannot "
-            f"follow from anything; got {list(input_ids.shape)}"
-        )
-    integers("block_size", block_size, 1, needed=True)
-    if synced_gpus:
-        raise ValueError(
-            "synced_gpus must be False: the number of calls depends on the "
-            "text, so processes that share a model would wait for each other"
-        )
-    if init not in INITS:
-        raise ValueError(f"init must be one of {INITS}, got {init!r}")
-    if on_failure not in ON_FAILURE:
-        raise ValueError(
-            f"on_failure must be one of {ON_FAILURE}, got {on_failure!r}"
-        )
-
-
-def integers(
-    name: str,
-    value: Any,
-    least: int,
-    *,
-    many: bool = False,
-    needed: bool = False,
-) -> None:
-    """An int of at least ``least``; with ``many`` also a list of them."""
-    if value is None and not needed:
-        return
-    if many and isinstance(value, Tensor):
-        value = value.tolist()
-    given = value if many and isinstance(value, list | tuple) else [value]
-    if not given or any(
-        isinstance(v, bool) or not isinstance(v, int) for v in given
-    ):
-        kind = "an int or a list of them" if many else "an int"
-        raise TypeError(f"{name} must be {kind}, got {value!r}")
-    if min(given) < least:
-        raise ValueError(f"{name} must be at least {least}, got {value!r}")
-
-
 def plain(
     model: Any,
     input_ids: Tensor,
     new: int | None,
     eos: Any,
     pad: int | None,
-    processors: Any,
-    criteria: Any,
+    processors: list[Callable],
+    criteria: list[Callable],
     config: Any,
     model_kwargs: dict[str, Any],
 ) -> Request:
@@ -116,11 +54,13 @@ def plain(
             f"from tokens to logits, got {type(model).__name__}"
         )
     mask = model_kwargs.pop("attention_mask", None)
-    if mask is not None and not bool((mask != 0).all()):
-        raise ValueError(
-            "attention_mask must be all ones for a callable, which does not "
-            "see it: decode texts of different length one by one"
-        )
+    if mask is not None:
+        _check_length(mask.size(1), input_ids)
+        if not bool((mask != 0).all()):
+            raise ValueError(
+                "attention_mask must be all ones for a callable, which does "
+                "not see it: decode texts of different length one by one"
+            )
     _refuse(model_kwargs, "attention_mask")
     new = _first(new, getattr(config, "max_new_tokens", None))
     if new is None:
@@ -150,7 +90,7 @@ def plain(
         _ids(eos),
         pad,
         sample,
-        [*_several(processors), *(warpers(config) if sample else [])],
+        [*processors, *(warpers(config) if sample else [])],
     )
     _add_criteria(found, criteria, own_eos=eos is not None)
     return found
@@ -162,8 +102,8 @@ def prepared(
     new: int | None,
     eos: Any,
     pad: int | None,
-    processors: Any,
-    criteria: Any,
+    processors: list[Callable],
+    criteria: list[Callable],
     config: Any,
     model_kwargs: dict[str, Any],
 ) -> Request:
@@ -189,12 +129,9 @@ def prepared(
         "attention_mask, position_ids, past_key_values, use_cache",
     )
     known = getattr(config, "_mask_length", ids.size(1))
-    if (known if mask is None else mask.size(-1)) != ids.size(1):
-        raise ValueError(
-            f"attention_mask must be {list(ids.shape)} like input_ids, which "
-            "hold the whole text, what past_key_values know included; its "
-            f"length is {known if mask is None else mask.size(-1)}"
-        )
+    _check_length(known if mask is None else mask.size(-1), ids)
+    if positions is not None:
+        _check_positions(positions, ids)
     if mask is None or bool((mask == 1).all()):
         mask, own = torch.ones_like(ids), _ids(eos)
         padding = ids == (-1 if pad is None else pad)
@@ -225,7 +162,7 @@ def prepared(
         scorer = Whole(forward, mask, positions.expand_as(ids))
     found = Request(
         scorer, ids.cpu(), mask.cpu(), 0, device, _ids(eos), pad,
-        bool(config.do_sample), _several(processors),
+        bool(config.do_sample), processors,
     )  # fmt: skip
     longest = _add_criteria(found, criteria, own_eos=eos is not None)
     found.new = _first(new, longest - ids.size(1))
@@ -275,6 +212,25 @@ def _refuse(model_kwargs: dict[str, Any], known: str) -> None:
             )
 
 
+def _check_length(length: int, ids: Tensor) -> None:
+    if length != ids.size(1):
+        raise ValueError(
+            f"attention_mask must be {list(ids.shape)} like input_ids, which "
+            "hold the whole text, what past_key_values know included; its "
+            f"length is {length}"
+        )
+
+
+def _check_positions(positions: Any, ids: Tensor) -> None:
+    rows, length = ids.shape
+    found = getattr(positions, "shape", type(positions).__name__)
+    if found not in ((rows, length), (1, length)):
+        raise ValueError(
+            f"position_ids must be {list(ids.shape)} like input_ids, got "
+            f"{found}"
+        )
+
+
 def _check_rows(cache: Any, rows: int) -> None:
     for layer in getattr(cache, "layers", []):
         keys = getattr(layer, "keys", None)
@@ -287,11 +243,11 @@ def _check_rows(cache: Any, rows: int) -> None:
                 )
 
 
-def _add_criteria(found: Request, criteria: Any, own_eos: bool) -> int:
+def _add_criteria(found: Request, criteria: list[Any], own_eos: bool) -> int:
     """Sort them; returns the greatest length that they allow. An EOS that
     was given replaces theirs."""
     longest = 2**62
-    for criterion in _several(criteria):
+    for criterion in criteria:
         name = type(criterion).__name__
         if name == "MaxLengthCriteria":
             longest = min(longest, criterion.max_length)
@@ -334,12 +290,6 @@ def _adapt(found: Request, config: Any, eos: Any) -> None:
                 prompt + found.new, last, device
             )
         )
-
-
-def _several(given: Any) -> list:
-    if given is None:
-        return []
-    return list(given) if isinstance(given, list | tuple) else [given]
 
 
 def _first(*given: Any) -> Any:

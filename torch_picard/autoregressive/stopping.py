@@ -61,8 +61,14 @@ class Stop:
             part = ids[:, : prompt + length + 1]
             row, column = (asked & (place == length)).nonzero(as_tuple=True)
             for criterion in self._criteria:
-                done = criterion(part, None).cpu()
-                found[row, column] |= done[row]
+                done = criterion(part, None)
+                if getattr(done, "shape", None) != part.shape[:1]:
+                    raise ValueError(
+                        "stopping_criteria must return a bool Tensor "
+                        f"[{len(part)}], but {type(criterion).__name__} has "
+                        f"returned {done!r}"
+                    )
+                found[row, column] |= done.cpu().bool()[row]
         return found
 
     def ended(self, at: Tensor, met: Tensor, stuck: Tensor) -> Tensor:

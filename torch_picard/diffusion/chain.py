@@ -56,6 +56,7 @@ def reverse_chain(
         ValueError, TypeError: an argument or the denoiser's output is not as
             said.
     """
+    check_callable("denoiser", denoiser)
     schedule = schedule_of(
         scheduler, num_steps, eta, prediction=prediction, spacing=spacing
     )
@@ -125,6 +126,11 @@ def pick(condition: Any, rows: Tensor) -> Any:
     return type(condition)(pick(part, rows) for part in condition)
 
 
+def check_callable(name: str, value: Any) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, got {type(value).__name__}")
+
+
 def checked_start(x: Any) -> Tensor:
     """In float32 at least: sums of many small steps."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -161,6 +167,7 @@ def noise_of(
     schedule: Schedule, x: Tensor, noise: Any, generator: Any
 ) -> Tensor | None:
     """[N, B, ...], or None where no step adds any."""
+    _check_generator(generator, len(x))
     shape = [len(schedule), *x.shape]
     if noise is not None:
         if generator is not None:
@@ -170,17 +177,31 @@ def noise_of(
             raise ValueError(
                 f"noise must be a Tensor {shape}, steps first, got {found}"
             )
+        if not noise.is_floating_point():
+            raise TypeError(
+                f"noise must be of floating point numbers, got {noise.dtype}"
+            )
         return noise.to(x) if schedule.draws else None
-    if isinstance(generator, (list, tuple)) and len(generator) != len(x):
-        raise ValueError(
-            f"generator must be one, or {len(x)} for as many samples, got "
-            f"{len(generator)}"
-        )
     if not schedule.draws:
         return None
     drawn = [_draw(x, generator) for _ in range(schedule.draws)]
     rest = len(schedule) - schedule.draws
     return torch.stack(drawn + [torch.zeros_like(x)] * rest)
+
+
+def _check_generator(generator: Any, rows: int) -> None:
+    many = isinstance(generator, (list, tuple))
+    for one in generator if many else [generator]:
+        if not isinstance(one, torch.Generator | None):
+            raise TypeError(
+                "generator must be a torch.Generator, or a list of these, "
+                f"one a sample, got {type(one).__name__}"
+            )
+    if many and len(generator) != rows:
+        raise ValueError(
+            f"generator must be one, or {rows} for as many samples, got "
+            f"{len(generator)}"
+        )
 
 
 def _draw(x: Tensor, generator: Any) -> Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .chain import check_condition, output_of
+from ..engine.methods.base import as_float
+from .chain import check_callable, check_condition, output_of
 
 
 class Guided:
@@ -33,13 +35,10 @@ class Guided:
     def __init__(
         self, denoiser: Callable[..., Any], scale: float, unconditional: Any
     ):
-        if not callable(denoiser):
-            raise TypeError(
-                f"denoiser must be callable, got {type(denoiser).__name__}"
-            )
-        if not isinstance(scale, (int, float)):
-            raise TypeError(f"scale must be a number, got {scale!r}")
-        self.denoiser, self.scale = denoiser, float(scale)
+        check_callable("denoiser", denoiser)
+        self.denoiser, self.scale = denoiser, as_float("scale", scale)
+        if not math.isfinite(self.scale):
+            raise ValueError(f"scale must be finite, got {scale!r}")
         self.unconditional = unconditional
 
     def __call__(self, x: Tensor, t: Tensor, condition: Any) -> Tensor:

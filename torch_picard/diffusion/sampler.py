@@ -10,9 +10,16 @@ import torch
 from torch import Tensor
 
 from ..engine import Solution, Status
+from ..engine.methods.base import as_float, check_count
 from ..engine.triangular import Front
 from .anderson import TriangularAnderson
-from .chain import check_condition, checked_start, denoised, noise_of
+from .chain import (
+    check_callable,
+    check_condition,
+    checked_start,
+    denoised,
+    noise_of,
+)
 from .schedule import Schedule
 from .schedulers import schedule_of
 from .trajectory import Trajectory, Window
@@ -74,17 +81,16 @@ class PicardSampler:
         prediction: str | None = None,
         spacing: str | None = None,
     ):
-        if not callable(denoiser):
-            raise TypeError(
-                f"denoiser must be callable, got {type(denoiser).__name__}"
-            )
-        _count("window", window)
-        _count("memory", memory)
-        for name, value in (("max_rounds", max_rounds), ("order", order)):
-            if value is not None:
-                _count(name, value)
-        if not isinstance(tol, (int, float)) or not 0 <= tol < math.inf:
-            raise ValueError(f"tol must be a number >= 0, got {tol!r}")
+        check_callable("denoiser", denoiser)
+        window = check_count("window", window)
+        memory = check_count("memory", memory)
+        if max_rounds is not None:
+            max_rounds = check_count("max_rounds", max_rounds)
+        if order is not None:
+            order = check_count("order", order)
+        tol = as_float("tol", tol)
+        if not 0 <= tol < math.inf:
+            raise ValueError(f"tol must be finite and not negative, got {tol}")
         if method not in METHODS:
             raise ValueError(
                 f"method must be one of {METHODS}, got {method!r}"
@@ -94,7 +100,7 @@ class PicardSampler:
                 "on_failure must be 'warn', 'raise' or 'ignore', got "
                 f"{on_failure!r}"
             )
-        self.denoiser, self.window, self.tol = denoiser, window, float(tol)
+        self.denoiser, self.window, self.tol = denoiser, window, tol
         self.method, self.on_failure = method, on_failure
         self.max_rounds, self.order, self.memory = max_rounds, order, memory
         self.schedule = schedule_of(
@@ -135,6 +141,8 @@ class PicardSampler:
             ConvergenceError: under ``on_failure="raise"``.
             ValueError, TypeError: see :func:`reverse_chain`.
         """
+        if callback is not None:
+            check_callable("callback", callback)
         state = checked_start(x)
         check_condition(condition, len(state))
         drawn = noise_of(self.schedule, state, noise, generator)
@@ -237,10 +245,3 @@ class _Judge:
     def bounded(self, image: Tensor, window: Window) -> Tensor:
         size = image.flatten(2).square().mean(2).sqrt()
         return ~(size > self.limit[:, None] * self.expected[window.index])
-
-
-def _count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")

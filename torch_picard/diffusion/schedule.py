@@ -165,11 +165,17 @@ def from_alphas(
     table = checked_alphas(alphas_cumprod)
     times = spaced(len(table), num_steps, spacing)
     before = table[times]
+    prediction = checked_prediction(prediction)
+    if prediction == "eps" and not bool(before.all()):
+        raise ValueError(
+            "prediction must be 'x0' or 'v' where alphas_cumprod is 0: from "
+            "noise alone, 'eps' says nothing of the image"
+        )
     after = torch.cat([before[1:], torch.ones_like(before[:1])])
     return replace(
         ddim(before, after, eta),
         times=times,
-        prediction=checked_prediction(prediction),
+        prediction=prediction,
         clip=clip,
     )
 
@@ -183,7 +189,8 @@ def ddim(before: Tensor, after: Tensor, eta: float) -> Schedule:
     return Schedule(
         times=zero,
         signal=before.sqrt(),
-        noise=(1 - before).sqrt(),
+        # where there is none, what it is divided from has the weight 0
+        noise=(1 - before).sqrt().clamp(min=1e-12),
         on_x=zero,
         on_x0=after.sqrt(),
         on_eps=(1 - after - spread**2).clamp(min=0).sqrt(),
@@ -234,10 +241,10 @@ def checked_alphas(alphas_cumprod: Any) -> Tensor:
             f"alphas_cumprod must be a Tensor [T], got {_kind(alphas_cumprod)}"
         )
     table = alphas_cumprod.detach().to("cpu", torch.float64)
-    inside = (table >= 0) & (table < 1)
+    inside = (table >= 0) & (table <= 1)
     if not len(table) or not bool(inside.all()):
         raise ValueError(
-            "alphas_cumprod must hold numbers in [0, 1), at least one, got "
+            "alphas_cumprod must hold numbers in [0, 1], at least one, got "
             f"{table.tolist()[:4]}..."
         )
     if bool((table.diff() > 0).any()):

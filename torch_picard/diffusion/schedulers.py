@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine.methods.base import as_float, check_count
 from .schedule import (
     Schedule,
     checked_prediction,
@@ -36,12 +37,10 @@ def schedule_of(
         TypeError: not a scheduler that is known.
         ValueError: an option that its steps cannot have here.
     """
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int):
-        raise TypeError(f"num_steps must be an int, got {num_steps!r}")
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    if not isinstance(eta, (int, float)) or not 0 <= eta <= 1:
-        raise ValueError(f"eta must be a number in [0, 1], got {eta!r}")
+    num_steps = check_count("num_steps", num_steps)
+    eta = as_float("eta", eta)
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be in [0, 1], got {eta}")
     read = _reader(scheduler)
     if read is None:
         return from_alphas(

@@ -165,9 +165,9 @@ class Evaluator:
         z = self._image(x)
         if versions != [t._version for t in x]:
             raise ValueError(
-                "operator changed its argument in place; it must return a "
-                "new Tensor (replace x.add_(y) by x + y, and buffers that "
-                "are reused between calls by fresh ones)"
+                f"{self.space.called} changed its argument in place; it must "
+                "return a new Tensor (replace x.add_(y) by x + y, and buffers "
+                "that are reused between calls by fresh ones)"
             )
         return z
 

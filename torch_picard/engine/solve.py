@@ -125,6 +125,7 @@ def solve(
     callback: Callable[[int, Any, Tensor], Any] | None = None,
     distance: Callable[[Any, Any], Tensor] | None = None,
     images: bool = False,
+    called: str = "operator",
 ) -> Solution:
     """:func:`fixed_point` with its options checked.
 
@@ -132,11 +133,12 @@ def solve(
     argument: the value is P(x_k) where it would be x_k, unless the
     evaluations ran out; tolerances of 0 are tolerances, not a fixed count.
     ``gradient=None``: of the last evaluation alone, at the x it was made at.
+    ``called``: what errors call the operator.
     """
     warm = x0 if isinstance(x0, Solution) else None
     if warm is not None:
         x0 = tree_map(torch.detach, warm.value)
-    space = Space(x0, segments, distance)
+    space = Space(x0, segments, distance, called)
     checkpointed = isinstance(gradient, Unrolled) and gradient.checkpoint
     counted = rtol == 0 and atol == 0 and not images
     with held_weights(operator):

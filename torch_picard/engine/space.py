@@ -104,6 +104,7 @@ class Space:
             structure of such tensors that matches ``x0``.
         distance: the residual is ``distance(x, P(x))``, [S], instead of the
             l2 norm of their difference.
+        called: the argument that P was given as, for errors.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Space:
         x0: Any,
         segments: Any = None,
         distance: Callable[[Any, Any], Tensor] | None = None,
+        called: str = "operator",
     ):
         if isinstance(x0, Tensor):
             self.spec, leaves = None, (x0,)
@@ -129,6 +131,7 @@ class Space:
         self.segments = _segments(segments, leaves, self.spec)
         self.size = self.segments.size
         self.distance = distance
+        self.called = called
         self._ptr: list[Tensor | None] | None = None
 
     @property
@@ -165,7 +168,8 @@ class Space:
                 flat = self.spec.flatten_up_to(out)
             except (ValueError, TypeError) as error:
                 raise ValueError(
-                    f"operator must return the structure of x0, but: {error}"
+                    f"{self.called} must return the structure that it is "
+                    f"given, but: {error}"
                 ) from None
         return tuple(self._leaf(i, t) for i, t in enumerate(flat))
 
@@ -173,23 +177,24 @@ class Space:
         where = "" if self.spec is None else f" in leaf {i}"
         if not isinstance(t, Tensor):
             raise TypeError(
-                f"operator must return a Tensor{where}, got {type(t).__name__}"
+                f"{self.called} must return a Tensor{where}, got "
+                f"{type(t).__name__}"
             )
         if t.shape != self.shapes[i]:
             raise ValueError(
-                f"operator changed the shape{where}: x is "
+                f"{self.called} changed the shape{where}: x is "
                 f"{list(self.shapes[i])}, P(x) is {list(t.shape)}; a fixed "
                 "point needs P(x) to have the shape of x"
             )
         if t.device != self.device:
             raise ValueError(
-                f"operator changed the device{where}: x is on {self.device}, "
-                f"P(x) on {t.device}"
+                f"{self.called} changed the device{where}: x is on "
+                f"{self.device}, P(x) on {t.device}"
             )
         if t.dtype != self.dtypes[i]:
             if not (t.is_floating_point() and _autocast_on(self.device)):
                 raise ValueError(
-                    f"operator changed the dtype{where}: x is "
+                    f"{self.called} changed the dtype{where}: x is "
                     f"{self.dtypes[i]}, P(x) is {t.dtype}; cast one of them "
                     "(only under autocast is P(x) cast back)"
                 )

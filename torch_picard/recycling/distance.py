@@ -21,10 +21,10 @@ def ca_distance(prev: Tensor, cur: Tensor, mask: Tensor | None = None):
     Args:
         prev, cur: CA coordinates [..., N, 3], in Angstrom.
         mask: [..., N], of the residues that count; others may hold anything
-            finite. 0 where none counts.
+            finite.
 
     Returns:
-        [...], detached, at least in float32.
+        [...], detached, at least in float32; 0 where no residue counts.
 
     Raises:
         TypeError: not a Tensor.
@@ -42,19 +42,14 @@ def ca_distance(prev: Tensor, cur: Tensor, mask: Tensor | None = None):
         )
     change = (_distances(prev) - _distances(cur)).square()
     if mask is None:
-        return change.mean((-1, -2)).sqrt()
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"mask must be a Tensor, got {type(mask).__name__}")
-    if mask.shape[-1:] != cur.shape[-2:-1] or mask.dim() > cur.dim() - 1:
-        raise ValueError(
-            "mask must be [..., N] like the residues, got "
-            f"{list(mask.shape)} for coordinates {list(cur.shape)}"
-        )
+        pairs = max(1, change.size(-1) ** 2)
+        return (change.sum((-1, -2)) / pairs).sqrt()
+    _check_mask(mask, cur)
     counts = mask.to(change) != 0
-    pairs = counts[..., :, None] & counts[..., None, :]
+    both = counts[..., :, None] & counts[..., None, :]
     # not a product: what does not count may be infinite
-    total = torch.where(pairs, change, 0.0).sum((-1, -2))
-    return (total / pairs.sum((-1, -2)).clamp(min=1)).sqrt()
+    total = torch.where(both, change, 0.0).sum((-1, -2))
+    return (total / both.sum((-1, -2)).clamp(min=1)).sqrt()
 
 
 def _distances(x: Tensor) -> Tensor:
@@ -62,6 +57,20 @@ def _distances(x: Tensor) -> Tensor:
     x = x if x.dtype == torch.float64 else x.float()
     # by differences: |x|^2 + |y|^2 - 2 x.y would lose the small ones
     return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _check_mask(mask: Any, x: Tensor) -> None:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a Tensor, got {type(mask).__name__}")
+    given, residues = mask.shape, x.shape[:-1]
+    fits = given[-1:] == residues[-1:] and len(given) <= len(residues)
+    # as expand() has it
+    pairs = zip(given[::-1], residues[::-1])
+    if not fits or any(m not in (1, n) for m, n in pairs):
+        raise ValueError(
+            "mask must be [..., N] like the residues, got "
+            f"{list(given)} for coordinates {list(x.shape)}"
+        )
 
 
 def _check_coordinates(name: str, x: Any) -> None:

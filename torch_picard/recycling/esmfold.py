@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -57,8 +58,10 @@ def recycle_esmfold(
         recycling ended with, and the :class:`Solution` [B].
 
     Raises:
-        TypeError: the model has no folding trunk.
-        ValueError: ``num_recycles`` is given, or an option out of range.
+        TypeError: the model has no folding trunk, or its ``forward`` does not
+            take what is in ``kwargs``.
+        ValueError: ``num_recycles`` is given, a shape does not fit, or an
+            option is out of range.
     """
     if not _has_trunk(model):
         raise TypeError(
@@ -66,8 +69,7 @@ def recycle_esmfold(
             "(pip install torch-picard[transformers]), or have its folding "
             f"trunk, got {type(model).__name__}"
         )
-    if "num_recycles" in kwargs:
-        raise ValueError("num_recycles must be given as max_recycles")
+    _check_inputs(model, input_ids, attention_mask, kwargs)
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     mask = attention_mask
@@ -89,6 +91,7 @@ def recycle_esmfold(
             on_failure=on_failure,
         )
 
+    recycler(lambda state: state)  # wrong options are reported here
     trunk = _Recycled(model.trunk, recycler)
     # A copy that shares everything but the trunk: the model may be in use.
     twin = copy.copy(model)
@@ -153,6 +156,44 @@ class _Recycled(nn.Module):
         self.solution = self.recycler(step)(start)
         s, z = self.solution.value["s"], self.solution.value["z"]
         return {**structure(s, z), "s_s": s, "s_z": z}
+
+
+def _check_inputs(
+    model: nn.Module, ids: Any, mask: Any, kwargs: dict[str, Any]
+) -> None:
+    if not isinstance(ids, Tensor):
+        raise TypeError(
+            f"input_ids must be a long tensor [B, L], got {type(ids).__name__}"
+        )
+    if ids.dim() != 2 or not ids.numel() or ids.is_floating_point():
+        raise ValueError(
+            "input_ids must be a long tensor [B, L], of one residue at least, "
+            f"got {ids.dtype} {list(ids.shape)}"
+        )
+    if mask is not None and not isinstance(mask, Tensor):
+        raise TypeError(
+            f"attention_mask must be a Tensor, got {type(mask).__name__}"
+        )
+    if mask is not None and mask.shape != ids.shape:
+        raise ValueError(
+            f"attention_mask must be {list(ids.shape)} like input_ids, got "
+            f"{list(mask.shape)}"
+        )
+    if "num_recycles" in kwargs:
+        raise ValueError("num_recycles must be given as max_recycles")
+    takes = inspect.signature(model.forward).parameters
+    # its **kwargs take all else, and ignore it
+    known = [
+        name
+        for name, parameter in takes.items()
+        if parameter.kind != parameter.VAR_KEYWORD
+        and name not in ("input_ids", "attention_mask", "num_recycles")
+    ]
+    if unknown := [name for name in kwargs if name not in known]:
+        raise TypeError(
+            f"recycle_esmfold got an argument {unknown[0]!r}; of those for "
+            f"the model's forward it knows {', '.join(known)}"
+        )
 
 
 def _has_trunk(model: Any) -> bool:

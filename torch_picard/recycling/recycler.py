@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from ..engine import Picard, Solution
 from ..engine.gradients import Gradient
 from ..engine.held import held_weights
-from ..engine.methods.base import check_count
+from ..engine.methods.base import as_float, check_count
 from ..engine.solve import solve
 from ..nn.solver import Solver
 from .distance import ca_distance
@@ -89,8 +89,10 @@ class Recycler(Solver):
                 raise TypeError(f"{name} must be callable, got {value!r}")
         if callback is not None and not callable(callback):
             raise TypeError(f"callback must be callable, got {callback!r}")
-        check_count("max_recycles", max_recycles, least=0)
-        _check_tol(tol)
+        max_recycles = check_count("max_recycles", max_recycles, least=0)
+        tol = as_float("tol", tol)
+        if not 0 <= tol < float("inf"):
+            raise ValueError(f"tol must be finite and not negative, got {tol}")
         super().__init__(
             alpha=alpha,
             max_iter=max_recycles + 1,
@@ -140,6 +142,7 @@ class Recycler(Solver):
                 callback=callback,
                 distance=distance,
                 images=True,
+                called="step",
             )
         solution.value = form.leave(solution.value)
         # past the two frames of Module.__call__
@@ -243,10 +246,3 @@ def _names(smooth: Any) -> list[Any]:
             f"('s', 'z'), got {smooth!r}"
         )
     return list(smooth)
-
-
-def _check_tol(tol: Any) -> None:
-    if not isinstance(tol, (int, float)) or isinstance(tol, bool):
-        raise TypeError(f"tol must be a number, got {type(tol).__name__}")
-    if not 0 <= tol < float("inf"):
-        raise ValueError(f"tol must be finite and not negative, got {tol}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+import operator
 from typing import Any, ClassVar
 
 import torch
@@ -91,12 +93,31 @@ def check_number(name: str, value: Any) -> None:
         )
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
+def as_int(name: str, value: Any) -> int:
+    """An int, or what stands for one, as numpy's do; no bool."""
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    kind = type(value).__name__
+    raise TypeError(f"{name} must be an int, got {value!r} ({kind})")
+
+
+def as_float(name: str, value: Any) -> float:
+    """A real number, numpy's included; no bool."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        kind = type(value).__name__
+        raise TypeError(f"{name} must be a number, got {value!r} ({kind})")
+    return float(value)
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
     """An int that is at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    value = as_int(name, value)
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+    return value
 
 
 def check_positive(name: str, value: Any) -> None:
