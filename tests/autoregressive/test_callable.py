@@ -1,6 +1,5 @@
 """Any callable from tokens to logits."""
 
-import sys
 
 import pytest
 import torch
@@ -315,15 +314,3 @@ def test_a_callable_may_return_an_object_with_logits():
     assert torch.equal(out, model.sequential(ids, 9))
     half = jacobi_generate(lambda x: model(x).bfloat16(), ids.int(), 9)
     assert half.shape == (2, 13)
-
-
-def test_transformers_is_not_needed(monkeypatch):
-    for name in [n for n in sys.modules if n.startswith("transformers")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    for name in [n for n in sys.modules if "autoregressive" in n]:
-        monkeypatch.delitem(sys.modules, name)
-    from torch_picard.autoregressive import jacobi_generate
-
-    out = jacobi_generate(Table(), prompts(1), 3, eos_token_id=2)
-    assert out.size(1) <= 7

@@ -1,13 +1,9 @@
 """Wrong calls: the error names the argument and what is allowed."""
 
-import importlib
-import sys
-
 import numpy as np
 import pytest
 import torch
 
-import torch_picard
 from torch_picard.diffusion import Guided, PicardSampler, reverse_chain
 
 diffusers = pytest.importorskip("diffusers")
@@ -229,17 +225,3 @@ def test_a_first_time_without_noise(kind):
     found, solution = solve(x, noise=noise)
     assert solution.converged.all()
     torch.testing.assert_close(found, want, rtol=0, atol=1e-5)
-
-
-def test_diffusers_is_not_needed(monkeypatch):
-    """Nor loaded, before a part of it is given."""
-    for name in list(sys.modules):
-        if name.startswith(("torch_picard.diffusion", "diffusers.")):
-            monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "diffusers", None)
-    # the one there is to be back afterwards
-    monkeypatch.setattr(torch_picard, "diffusion", torch_picard.diffusion)
-    fresh = importlib.import_module("torch_picard.diffusion")
-    x = torch.zeros(2, 3)
-    fresh.reverse_chain(zero, ALPHAS, 5, x)
-    fresh.PicardSampler(zero, ALPHAS, 5, 3, 0.1)(x)

@@ -203,7 +203,13 @@ def _through_generate(
     streamer: Any,
 ) -> tuple[Tensor, Solution]:
     """transformers' own preparation: processors, criteria, cache, mask."""
-    from transformers import Cache, GenerationConfig
+    try:
+        from transformers import Cache, GenerationConfig
+    except ImportError:
+        raise ImportError(
+            "a model with prepare_inputs_for_generation needs transformers: "
+            "pip install torch-picard[transformers]"
+        ) from None
 
     cache = model_kwargs.get("past_key_values")
     for name, value, kind in (

@@ -50,8 +50,9 @@ def plain(
     """For a callable, which knows no padding."""
     if not callable(model):
         raise TypeError(
-            "model must be a language model of transformers or a callable "
-            f"from tokens to logits, got {type(model).__name__}"
+            "model must be a language model of transformers (pip install "
+            "torch-picard[transformers]) or a callable from tokens to logits, "
+            f"got {type(model).__name__}"
         )
     mask = model_kwargs.pop("attention_mask", None)
     if mask is not None:

@@ -51,7 +51,8 @@ class ParallelPipeline:
         for part in ("unet", "scheduler"):
             if getattr(pipeline, part, None) is None:
                 raise TypeError(
-                    f"pipeline must have a {part}, but "
+                    "pipeline must be one of diffusers (pip install "
+                    f"torch-picard[diffusion]) that has a {part}, but "
                     f"{type(pipeline).__name__} has none"
                 )
         self.pipeline = pipeline

@@ -190,7 +190,8 @@ def _reader(scheduler: Any) -> Callable[[Any, Any, float], Schedule] | None:
             return _READERS[kind.__name__]
     raise TypeError(
         "scheduler must be a Tensor alphas_cumprod [T] or one of diffusers' "
-        f"{', '.join(_READERS)}, got {type(scheduler).__name__}"
+        f"{', '.join(_READERS)} (pip install torch-picard[diffusion]), got "
+        f"{type(scheduler).__name__}"
     )
 
 
