@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch_geometric import EdgeIndex
 from torch_geometric import nn as pyg
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.explain import Explainer, GNNExplainer
@@ -135,6 +136,51 @@ def test_wrong_node_types():
     wide = HeteroConv({("a", "to", "b"): pyg.SAGEConv((5, 5), 7)})
     with pytest.raises(ValueError, match="changed the width of 'b'"):
         PicardConv(wide)(x, EDGES)
+    with pytest.raises(ValueError, match="put PicardConv around to_hetero"):
+        PicardConv(pyg.SAGEConv(5, 5))(x["a"], EDGES)
+
+
+class Narrow(nn.Module):
+    """One column for all, which would broadcast; one type forgotten."""
+
+    def __init__(self, forgets):
+        super().__init__()
+        self.forgets = forgets
+
+    def forward(self, x):
+        return {t: v[:, :1] for t, v in x.items() if t != self.forgets}
+
+
+@pytest.mark.parametrize(
+    "forgets, text",
+    [(None, r"\[3, 5\] for 'a', got shape \[3, 1\]"), ("a", "got NoneType")],
+)
+def test_what_is_injected_has_the_shapes_of_x(forgets, text):
+    x, conv = typed()
+    with pytest.raises(ValueError, match=f"inject must map x to .*{text}"):
+        PicardConv(conv, inject=Narrow(forgets))(x, EDGES)
+
+
+def test_a_start_by_node_type():
+    x, conv = typed()
+    picard = PicardConv(conv, inject=True, activation="tanh", rtol=1e-5)
+    out, cold = picard(x, EDGES, return_solution=True)
+    start = {t: v.detach() for t, v in out.items()}
+    again, warm = picard(x, EDGES, start=start, return_solution=True)
+    assert warm.iterations < cold.iterations
+    torch.testing.assert_close(again, out, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"start must have the node types"):
+        picard(x, EDGES, start={"a": x["a"]})
+    with pytest.raises(ValueError, match=r"start\['b'\] must be one Tensor"):
+        picard(x, EDGES, start={**x, "b": x["b"][:1]})
+
+
+@pytest.mark.slow
+def test_a_compiled_solve_over_node_types():
+    x, conv = typed()
+    picard = PicardConv(conv, inject=True, rtol=0.0, max_iter=3)
+    compiled = torch.compile(picard, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, EDGES), picard(x, EDGES))
 
 
 # -- hops ------------------------------------------------------------------
@@ -168,13 +214,13 @@ LENGTH = 20
 class Chain(nn.Module):
     """Sends what node 0 has along the chain."""
 
-    def __init__(self, gradient=None):
+    def __init__(self, **options):
         super().__init__()
+        options = {"max_iter": LENGTH + 2, "rtol": 0.0} | options
         self.block = PicardConv(
             pyg.GCNConv(2, 2, bias=False, add_self_loops=False,
                         normalize=False),
-            alpha=0.0, max_iter=LENGTH + 2, rtol=0.0, inject=True,
-            gradient=gradient,
+            alpha=0.0, inject=True, **options,
         )  # fmt: skip
         with torch.no_grad():
             self.block.conv.lin.weight.copy_(torch.eye(2))
@@ -190,10 +236,10 @@ def chain():
     return x, torch.stack([i, i + 1])
 
 
-def explained(algorithm, **options):
+def explained(algorithm, model=None, **options):
     x, edge_index = chain()
     explainer = Explainer(
-        Chain().eval(), algorithm, explanation_type="model",
+        (model or Chain()).eval(), algorithm, explanation_type="model",
         model_config={
             "mode": "multiclass_classification", "task_level": "node",
             "return_type": "raw",
@@ -208,6 +254,41 @@ def test_gnn_explainer_reaches_the_start_of_a_chain():
     found = explained(GNNExplainer(epochs=60))
     assert (found.edge_mask > 0).all()
     assert found.node_mask[0, 0] == found.node_mask.max() > 0
+
+
+def test_masks_do_not_end_a_solve_early():
+    """Each halves the message: at rtol=1e-4 nothing would seem to move from
+    the 14th node on, and nothing be found there."""
+    torch.manual_seed(0)
+    model = Chain(rtol=1e-4, max_iter=60)
+    x, edge_index = chain()
+    _, before = model.block(x, edge_index, return_solution=True)
+    found = explained(GNNExplainer(epochs=60), model)
+    assert (found.edge_mask > 0).all()
+    assert found.node_mask[0, 0] == found.node_mask.max() > 0
+    _, after = model.block(x, edge_index, return_solution=True)
+    assert after.evaluations == before.evaluations < 60
+
+
+@pytest.mark.parametrize("kind", ["GCNConv", "SAGEConv", "GATConv"])
+def test_masks_are_those_of_plain_convs(kind):
+    from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
+
+    torch.manual_seed(0)
+    conv = getattr(pyg, kind)(4, 4)
+    block = PicardConv(conv, max_iter=5, inject=True, activation="tanh")
+    x, edge_index = torch.randn(9, 4), torch.randint(9, (2, 30))
+    mask = nn.Parameter(torch.randn(30))
+    set_masks(block, mask, edge_index)
+    got = block(x, edge_index)
+    want = x
+    for _ in range(5):
+        want = 0.5 * want + 0.5 * torch.tanh(conv(want, edge_index) + x)
+    torch.testing.assert_close(got, want)
+    grads = [torch.autograd.grad(y.sum(), mask)[0] for y in (got, want)]
+    torch.testing.assert_close(*grads)
+    clear_masks(block)
+    assert (block(x, edge_index) - got).abs().max() > 1e-2
 
 
 def test_captum_explainer_reaches_the_start_of_a_chain():
@@ -281,6 +362,41 @@ def test_export_of_a_fixed_count(name):
     x, edge_index = torch.randn(6, 4), torch.randint(6, (2, 15))
     program = torch.export.export(block, (x, edge_index), strict=False)
     got = program.module()(x, edge_index)
+    torch.testing.assert_close(got, block(x, edge_index))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_needs_a_fixed_count(strict):
+    block = PicardConv(pyg.SAGEConv(4, 4)).eval()
+    x, edge_index = torch.randn(6, 4), torch.randint(6, (2, 15))
+    with pytest.raises(Exception, match="rtol=0 and atol=0"):
+        torch.export.export(block, (x, edge_index), strict=strict)
+
+
+def test_an_exported_program_takes_other_graphs():
+    torch.manual_seed(0)
+    block = PicardConv(pyg.GCNConv(4, 4), rtol=0.0, max_iter=4).eval()
+    nodes = torch.export.Dim("nodes", min=2)
+    edges = torch.export.Dim("edges", min=2)
+    program = torch.export.export(
+        block, (torch.randn(6, 4), torch.randint(6, (2, 15))), strict=False,
+        dynamic_shapes={"x": {0: nodes}, "edge_index": {1: edges}},
+    ).module()  # fmt: skip
+    x, edge_index = torch.randn(17, 4), torch.randint(17, (2, 50))
+    torch.testing.assert_close(program(x, edge_index), block(x, edge_index))
+
+
+@pytest.mark.parametrize("kind", ["GCNConv", "SAGEConv"])
+@pytest.mark.parametrize("rtol", [0.0, 1e-5])
+def test_an_edge_index_of_pyg_under_compile(kind, rtol):
+    torch.manual_seed(0)
+    block = PicardConv(
+        getattr(pyg, kind)(4, 4), rtol=rtol, inject=True, activation="tanh"
+    )
+    x, edge_index = torch.randn(6, 4), torch.randint(6, (2, 15))
+    edge_index = edge_index[:, edge_index[1].argsort()]
+    special = EdgeIndex(edge_index, sparse_size=(6, 6), sort_order="col")
+    got = torch.compile(block, backend="aot_eager")(x, special)
     torch.testing.assert_close(got, block(x, edge_index))
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch_geometric import EdgeIndex
+from torch_geometric.nn import MessagePassing
 from torch_geometric.nn.inits import reset
 from torch_geometric.nn.resolver import activation_resolver
 from torch_geometric.typing import Adj
@@ -53,6 +55,10 @@ class PicardConv(Solver):
 
     Normalisation and self-loops of PyG's GCN- and GAT-like convs are
     computed once per forward pass, not once per iteration.
+
+    While PyG's explainers hold masks at :obj:`conv`, all :obj:`max_iter`
+    iterations are made: masks make messages small, and a relative tolerance
+    would end the solve before those from afar have arrived.
 
     Args:
         conv (torch.nn.Module): Any conv called as :obj:`conv(x, edge_index,
@@ -174,9 +180,9 @@ class PicardConv(Solver):
                 is then a solve of its own with its own stopping.
                 (default: :obj:`None`)
             start (torch.Tensor, optional): Another first iterate than
-                :obj:`x`, such as the fixed point of an earlier, similar
-                solve; needs :obj:`inject`, as nothing else would depend on
-                :obj:`x`. (default: :obj:`None`)
+                :obj:`x`, of the same structure, such as the fixed point of
+                an earlier, similar solve; needs :obj:`inject`, as nothing
+                else would depend on :obj:`x`. (default: :obj:`None`)
             return_solution (bool, optional): If set to :obj:`True`, will
                 also return the :class:`Solution`.
                 (default: :obj:`False`)
@@ -185,9 +191,10 @@ class PicardConv(Solver):
         if start is not None:
             self._check_start(start, x)
         if isinstance(x, dict):
-            return self._typed(
-                x, (edge_index, *args), kwargs, batch, return_solution
+            solution, out = self._typed(
+                x, (edge_index, *args), kwargs, batch, start
             )
+            return (out, solution) if return_solution else out
         if not isinstance(x, Tensor):
             raise ValueError(
                 "x must be one Tensor [N, F]: a fixed point needs source "
@@ -195,6 +202,17 @@ class PicardConv(Solver):
             )
         if not x.is_floating_point():
             raise ValueError(f"x must be of a floating dtype, got {x.dtype}")
+        if isinstance(edge_index, dict):
+            raise ValueError(
+                "edge_index must be one adjacency, as x is one Tensor, got a "
+                "dict; for node types put PicardConv around to_hetero(...), "
+                "not into it"
+            )
+        if isinstance(edge_index, EdgeIndex) and torch.compiler.is_compiling():
+            return _eagerly(
+                self.forward, x, edge_index, *args, batch=batch, start=start,
+                return_solution=return_solution, **kwargs,
+            )  # fmt: skip
         _check_batch(batch, x)
         if self.method is None and self.counted and not return_solution:
             batch = None  # the value does not depend on it
@@ -206,7 +224,7 @@ class PicardConv(Solver):
                 planned = self._plan(x, edge_index, args, kwargs, self)
                 operator, segments = planned.operator, batch
             first = x if start is None else start
-            solution = self.solve(operator, first, segments)
+            solution = self._solved(operator, first, segments)
         if return_solution:
             return solution.value, solution
         return solution.value
@@ -260,17 +278,27 @@ class PicardConv(Solver):
             backend=self.backend,
         )
 
-    def _typed(self, x, args, kwargs, batch, return_solution: bool):
-        """One solve over all node types."""
+    def _solved(self, operator, x, segments) -> Solution:
+        """All iterations, while somebody explains."""
+        explained = any(
+            isinstance(module, MessagePassing) and module.explain
+            for module in self.conv.modules()
+        )
+        options = {"rtol": 0.0, "atol": 0.0} if explained else {}
+        return self.solve(operator, x, segments, **options)
+
+    def _typed(self, x, args, kwargs, batch, start):
+        """One solve over all node types; the Solution, and all types."""
         f = x if self.inject else None
         if isinstance(self.inject, torch.nn.Module):
             f = self.inject(x)
         with held_weights(self):
             operator = Typed(self.conv, x, args, kwargs, f, self.activation)
             segments = operator.segments(batch)
-            solution = self.solve(operator, operator.state, segments)
-        out = {t: solution.value.get(t, x[t]) for t in x}
-        return (out, solution) if return_solution else out
+            first = x if start is None else start
+            first = {t: first[t] for t in operator.state}
+            solution = self._solved(operator, first, segments)
+        return solution, {t: solution.value.get(t, x[t]) for t in x}
 
     def _shared(self, x: Tensor, graph: Sharded, args, kwargs):
         """P on a graph that other processes have parts of."""
@@ -289,12 +317,16 @@ class PicardConv(Solver):
                 "start needs inject: without it x is the first iterate, and "
                 "nothing else depends on it"
             )
-        tensors = isinstance(start, Tensor) and isinstance(x, Tensor)
-        if not tensors or start.shape != x.shape or start.dtype != x.dtype:
-            got = type(start).__name__
-            if isinstance(start, Tensor):
-                got = f"{start.dtype} of shape {list(start.shape)}"
-            raise ValueError(f"start must be one Tensor like x, got {got}")
+        if isinstance(x, dict) and isinstance(start, dict):
+            if set(start) != set(x):
+                raise ValueError(
+                    f"start must have the node types of x, {list(x)}, got "
+                    f"{list(start)}"
+                )
+            for name in x:
+                _check_like(f"start[{name!r}]", start[name], x[name])
+        else:
+            _check_like("start", start, x)
 
     def _injected(self, x: Tensor) -> Tensor | None:
         if not isinstance(self.inject, torch.nn.Module):
@@ -335,6 +367,21 @@ def _check_batch(batch: Any, x: Tensor) -> None:
             f"row of x {list(x.shape)}, got {batch.dtype} of shape "
             f"{list(batch.shape)}"
         )
+
+
+@torch.compiler.disable
+def _eagerly(call: Callable, *args: Any, **kwargs: Any) -> Any:
+    """torch.compile does not follow EdgeIndex through a solve."""
+    return call(*args, **kwargs)
+
+
+def _check_like(name: str, start: Any, x: Any) -> None:
+    tensors = isinstance(start, Tensor) and isinstance(x, Tensor)
+    if not tensors or start.shape != x.shape or start.dtype != x.dtype:
+        got = type(start).__name__
+        if isinstance(start, Tensor):
+            got = f"{start.dtype} of shape {list(start.shape)}"
+        raise ValueError(f"{name} must be one Tensor like x, got {got}")
 
 
 def _check_cache(conv: Any) -> None:

@@ -115,6 +115,8 @@ class Solver(Module):
             "gradient": self.gradient or Unrolled(),
             "on_failure": self.on_failure,
         } | options
+        if torch.compiler.is_exporting():
+            _check_counted(options["rtol"], options["atol"])
         with held_weights(self):
             return fixed_point(operator, x, **options)
 
@@ -134,3 +136,11 @@ class Solver(Module):
             elif isinstance(self.alpha, Tensor):
                 how = f"alpha={self.alpha.tolist()}"
         return f"{how}, max_iter={self.max_iter}"
+
+
+def _check_counted(rtol: float, atol: float) -> None:
+    if rtol != 0 or atol != 0:
+        raise ValueError(
+            "torch.export takes a fixed number of iterations: make the "
+            f"module with rtol=0 and atol=0, got rtol={rtol} and atol={atol}"
+        )

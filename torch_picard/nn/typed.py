@@ -28,7 +28,7 @@ class Typed:
 
     Raises:
         TypeError, ValueError: x holds something else than floating Tensors,
-            or conv returns another structure or shape.
+            or conv or f have another structure or shape.
     """
 
     def __init__(
@@ -45,6 +45,8 @@ class Typed:
         self.f, self.activation = f, activation
         moving = _receiving(conv, x, args, kwargs)
         self.state = {t: x[t] for t in x if t in moving}
+        if f is not None:
+            _check_injected(f, self.state)
         self.held = {t: x[t] for t in x if t not in moving}
         if not self.state:
             raise ValueError(
@@ -93,6 +95,19 @@ def _check(x: State) -> None:
             raise ValueError(
                 f"x[{name!r}] must be a Tensor [N, F] of a floating dtype, "
                 f"got {kind}"
+            )
+
+
+def _check_injected(f: Any, state: State) -> None:
+    for name, t in state.items():
+        found = f.get(name) if isinstance(f, dict) else f
+        if not isinstance(found, Tensor) or found.shape != t.shape:
+            got = type(found).__name__
+            if isinstance(found, Tensor):
+                got = f"shape {list(found.shape)}"
+            raise ValueError(
+                "inject must map x to a dict of the same shapes, "
+                f"{list(t.shape)} for {name!r}, got {got}"
             )
 
 
