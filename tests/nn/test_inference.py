@@ -253,6 +253,16 @@ def test_a_failed_solve_says_so():
             ValueError, "PairNorm, whose statistics are over all nodes",
         ),
         ({"memory_budget": 100}, ValueError, "memory_budget must be at least"),
+        ({"memory_budget": 1.5e5}, ValueError, "positive number of bytes"),
+        ({"memory_budget": float("nan")}, ValueError, "positive number of"),
+        ({"memory_budget": "1GB"}, ValueError, "positive number of bytes"),
+        ({"memory_budget": 0}, ValueError, "positive number of bytes"),
+        ({"x": torch.ones(60)}, ValueError, "data.x must be a dense Tensor"),
+        ({"x": torch.ones(60, 6).long()}, ValueError, "floating dtype"),
+        ({"edge_index": torch.arange(4)}, ValueError, "got shape"),
+        ({"edge_weight": torch.ones(3)}, ValueError, "of all 150 edges"),
+        ({"batch": torch.zeros(3).long()}, ValueError, "data.batch must be"),
+        ({"batch": torch.zeros(60)}, ValueError, "data.batch must be"),
         ({"edge_index": torch.tensor([[0], [99]])}, ValueError, "in 0..59"),
         ({"edge_index": torch.ones(2, 3)}, ValueError, "LongTensor"),
         ({"x": torch.eye(6).to_sparse()}, ValueError, "dense Tensor"),
@@ -260,7 +270,7 @@ def test_a_failed_solve_says_so():
 )  # fmt: skip
 def test_wrong_calls(change, error, text):
     data = graph()
-    for name in ("x", "edge_index"):
+    for name in ("x", "edge_index", "edge_weight", "batch"):
         if name in change:
             data[name] = change[name]
     model = change.get("model", picard(CONVS["GCN"]))
@@ -270,3 +280,75 @@ def test_wrong_calls(change, error, text):
             model, data, memory_budget=change.get("memory_budget"),
             progress=False,
         )  # fmt: skip
+
+
+class TwoHops(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = pyg.SAGEConv(WIDTH, WIDTH)
+
+    def forward(self, x, edge_index):
+        return self.conv(self.conv(x, edge_index), edge_index)
+
+
+class Centred(nn.Module):
+    """Minus the mean over all nodes, which no chunk knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = pyg.SAGEConv(WIDTH, WIDTH)
+
+    def forward(self, x, edge_index):
+        return self.conv(x - x.mean(0), edge_index)
+
+
+FAR = {
+    "two hops": TwoHops,
+    "a mean over all": Centred,
+    "attention to all": lambda: pyg.GPSConv(
+        WIDTH, pyg.SAGEConv(WIDTH, WIDTH), heads=1, norm=None
+    ),
+    "outgoing edges": lambda: pyg.DirGNNConv(pyg.SAGEConv(WIDTH, WIDTH)),
+    "degrees of outgoing edges": lambda: pyg.ChebConv(WIDTH, WIDTH, K=2),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_what_looks_further_than_a_chunk_is_refused(name):
+    data, block = graph(), picard(FAR[name])
+    with torch.no_grad():
+        want = block(data.x, data.edge_index)
+    got = picard_inference(block, data, progress=False)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="further than one hop"):
+        picard_inference(block, data, memory_budget=40_000, progress=False)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pyg.LEConv(WIDTH, WIDTH),
+        lambda: pyg.MFConv(WIDTH, WIDTH),
+        lambda: pyg.GENConv(WIDTH, WIDTH),
+        lambda: pyg.FiLMConv(WIDTH, WIDTH),
+        lambda: pyg.SuperGATConv(WIDTH, WIDTH),
+        lambda: pyg.EdgeConv(nn.Linear(2 * WIDTH, WIDTH)),
+        lambda: pyg.TAGConv(WIDTH, WIDTH, K=1),
+    ],
+)
+def test_convs_of_one_hop_are_not(make):
+    data, block = graph(), picard(make)
+    with torch.no_grad():
+        want = block(data.x, data.edge_index)
+    got = picard_inference(block, data, memory_budget=20_000, progress=False)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_what_conv_does_not_take_is_left():
+    data = graph(weight=True)
+    data.edge_attr = torch.randn(150, 3)
+    block = picard(CONVS["SAGE"])
+    with torch.no_grad():
+        want = block(data.x, data.edge_index)
+    got = picard_inference(block, data, progress=False)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..engine.shared import Shared, naming_ranks
+from ..nn.neighbourhood import check_one_hop
 from ..nn.sharded import Sharded
 from .halo import Halo
 from .local import Piece, local_operator
-from .partition import partition
+from .partition import check_edges, partition
 
 
 class PartitionedGraph(Sharded):
@@ -67,7 +69,9 @@ class PartitionedGraph(Sharded):
         self.num_parts = dist.get_world_size(group)
         self.num_nodes = num_nodes
         self.device = edge_index.device
-        _check_edges(edge_index, num_nodes)
+        check_edges(edge_index, num_nodes)
+        _check_device(edge_index, group)
+        self._check_same(edge_index)
         edges = edge_index.cpu()
         if owner is None:
             owner = self._partitioned(edges)
@@ -85,7 +89,7 @@ class PartitionedGraph(Sharded):
         position = self._positions(owner)
         wanted = source[reads].unique()
         wanted = wanted[owner[wanted].argsort(stable=True)]
-        self.halo = Halo(wanted, owner, position, group).to(self.device)
+        self.halo = Halo(wanted, owner, position, group, self.device)
 
         # local ids: the rows here, then those received
         local = torch.full((num_nodes,), -1)
@@ -94,6 +98,7 @@ class PartitionedGraph(Sharded):
         self._local = local.to(self.device)
         self.owned = self.owned.to(self.device)
         self._edge_index = edge_index
+        self._tried: weakref.WeakSet = weakref.WeakSet()
 
     def __repr__(self) -> str:
         return (
@@ -165,6 +170,15 @@ class PartitionedGraph(Sharded):
         source, target = self._local[self._edge_index[:, edges]]
         return source, target
 
+    def try_once(self, conv: Any, x: Tensor, args, kwargs) -> None:
+        """Whether conv can be computed here; all processes come to the same
+        answer, on the same nodes."""
+        if conv not in self._tried:
+            check_one_hop(
+                conv, self._edge_index, self.num_nodes, x, args, kwargs
+            )
+            self._tried.add(conv)
+
     def split(
         self, source: Tensor, target: Tensor, at: int
     ) -> tuple[Tensor, list[Piece]]:
@@ -195,6 +209,28 @@ class PartitionedGraph(Sharded):
         return Piece(rows, edges, size, boundary.numel())
 
     # -- setting up ----------------------------------------------------------
+
+    def _check_same(self, edge_index: Tensor) -> None:
+        """As far as two sums can tell; other graphs would be nonsense or a
+        deadlock later."""
+        source, target = edge_index
+        place = torch.arange(1, source.numel() + 1, device=self.device)
+        sums = torch.stack(
+            [
+                torch.tensor(self.num_nodes, device=self.device),
+                torch.tensor(source.numel(), device=self.device),
+                ((3 * source + 5 * target) * (place % 65_521)).sum(),
+            ]
+        )
+        both = torch.cat([sums, -sums])
+        with naming_ranks("comparing the graphs", self.group):
+            dist.all_reduce(both, dist.ReduceOp.MAX, group=self.group)
+        if not torch.equal(both[:3], -both[3:]):
+            raise ValueError(
+                "edge_index and num_nodes must be the same in every process, "
+                "edges in the same order; where they are drawn or shuffled, "
+                "with the same seed"
+            )
 
     def _partitioned(self, edges: Tensor) -> Tensor:
         """By the first process, for all."""
@@ -250,26 +286,12 @@ class PartitionedGraph(Sharded):
         return t
 
 
-def _check_edges(edge_index: Any, num_nodes: Any) -> None:
-    if not isinstance(edge_index, Tensor) or edge_index.dtype != torch.long:
-        kind = getattr(edge_index, "dtype", type(edge_index).__name__)
-        raise ValueError(f"edge_index must be a LongTensor [2, E], got {kind}")
-    if edge_index.dim() != 2 or edge_index.size(0) != 2:
-        raise ValueError(
-            "edge_index must be a LongTensor [2, E], got shape "
-            f"{list(edge_index.shape)}"
-        )
-    if not isinstance(num_nodes, int) or num_nodes < 1:
-        raise ValueError(f"num_nodes must be at least 1, got {num_nodes!r}")
-    if edge_index.numel():
-        low, high = int(edge_index.min()), int(edge_index.max())
-        if low < 0 or high >= num_nodes:
-            raise ValueError(
-                f"edge_index must be in 0..{num_nodes - 1}, got {low}..{high}"
-            )
-
-
 def _checked_owner(owner: Tensor, num_nodes: int, parts: int) -> Tensor:
+    if not isinstance(owner, Tensor):
+        raise ValueError(
+            f"owner must be a LongTensor [{num_nodes}], got "
+            f"{type(owner).__name__}"
+        )
     owner = owner.cpu()
     if owner.shape != (num_nodes,) or owner.dtype != torch.long:
         raise ValueError(
@@ -282,3 +304,12 @@ def _checked_owner(owner: Tensor, num_nodes: int, parts: int) -> Tensor:
             f"{owner.unique().tolist()[:8]}"
         )
     return owner
+
+
+def _check_device(edge_index: Tensor, group: Any) -> None:
+    backend = dist.get_backend(group)
+    if backend == "nccl" and not edge_index.is_cuda:
+        raise ValueError(
+            "edge_index must be on the GPU of this process, since its group "
+            f"communicates by nccl, got {edge_index.device}"
+        )

@@ -21,6 +21,7 @@ class Halo:
         owner: of every node, [N].
         position: where a node stands among the rows of its owner, [N].
         group: the processes.
+        device: where they exchange rows.
 
     Attributes:
         size: rows received in an exchange.
@@ -29,7 +30,12 @@ class Halo:
     """
 
     def __init__(
-        self, wanted: Tensor, owner: Tensor, position: Tensor, group: Any
+        self,
+        wanted: Tensor,
+        owner: Tensor,
+        position: Tensor,
+        group: Any,
+        device: torch.device,
     ):
         self.group = group
         self.size = wanted.numel()
@@ -37,15 +43,14 @@ class Halo:
         self.receives = torch.bincount(
             owner[wanted], minlength=world
         ).tolist()  # fmt: skip
-        counts = torch.tensor(self.receives)
+        counts = torch.tensor(self.receives, device=device)
         asked = torch.empty_like(counts)
         with naming_ranks("agreeing on the halo", group):
             _all_to_all(asked, counts, None, None, group)
             self.sends = asked.tolist()
-            rows = torch.empty(sum(self.sends), dtype=torch.long)
-            _all_to_all(
-                rows, position[wanted], self.sends, self.receives, group
-            )
+            asking = position[wanted].to(device)
+            rows = asking.new_empty(sum(self.sends))
+            _all_to_all(rows, asking, self.sends, self.receives, group)
         #: rows here that others read, by reader
         self.rows = rows
         self.bytes_received = self.exchanges = 0
@@ -54,10 +59,6 @@ class Halo:
     def exchange(self, x: Tensor) -> Arriving:
         """Starts to send and receive; [n, F] to [size, F]."""
         return Arriving(self, x)
-
-    def to(self, device: torch.device) -> Halo:
-        self.rows = self.rows.to(device)
-        return self
 
     @contextmanager
     def timed(self, what: str):

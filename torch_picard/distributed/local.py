@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..nn.neighbourhood import (
-    Hops,
     check_pieces,
     is_normalised,
     is_plain,
@@ -67,8 +66,8 @@ def local_operator(
         at = graph.num_interior if plain else 0
         order, pieces = graph.split(*graph.ends(edges), at)
         parts = _divided(graph, args, kwargs, edges[order], pieces)
+        graph.try_once(conv, x, args, kwargs)
         plainly = {}
-    watch = Hops(conv, len(pieces))
     calls = []
     for piece, (some, named) in zip(pieces, parts):
         like = x.new_empty(piece.size, *x.shape[1:])
@@ -82,7 +81,7 @@ def local_operator(
     def operator(y: Tensor) -> Tensor:
         arriving = graph.halo.exchange(y)
         found = []
-        with options_set(conv, plainly), watch:
+        with options_set(conv, plainly):
             for piece, call in zip(pieces, calls):
                 rows = y
                 if piece.rows is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch_geometric.typing
 from torch import Tensor
@@ -25,9 +27,10 @@ def partition(edge_index: Tensor, num_nodes: int, parts: int) -> Tensor:
         long [N], in 0..parts-1, none of which is empty.
 
     Raises:
-        ValueError: fewer nodes than parts.
+        ValueError: an argument is unsound, or fewer nodes than parts.
     """
-    if not 1 <= parts <= num_nodes:
+    check_edges(edge_index, num_nodes)
+    if not isinstance(parts, int) or not 1 <= parts <= num_nodes:
         raise ValueError(
             f"parts must be from 1 to the number of nodes, {num_nodes}, got "
             f"{parts}"
@@ -86,3 +89,22 @@ def _neighbours(rowptr: Tensor, col: Tensor, nodes: Tensor) -> Tensor:
     before = count.cumsum(0) - count
     within = torch.arange(int(count.sum())) - before.repeat_interleave(count)
     return col[first + within]
+
+
+def check_edges(edge_index: Any, num_nodes: Any) -> None:
+    if not isinstance(edge_index, Tensor) or edge_index.dtype != torch.long:
+        kind = getattr(edge_index, "dtype", type(edge_index).__name__)
+        raise ValueError(f"edge_index must be a LongTensor [2, E], got {kind}")
+    if edge_index.dim() != 2 or edge_index.size(0) != 2:
+        raise ValueError(
+            "edge_index must be a LongTensor [2, E], got shape "
+            f"{list(edge_index.shape)}"
+        )
+    if not isinstance(num_nodes, int) or num_nodes < 1:
+        raise ValueError(f"num_nodes must be at least 1, got {num_nodes!r}")
+    if edge_index.numel():
+        low, high = int(edge_index.min()), int(edge_index.max())
+        if low < 0 or high >= num_nodes:
+            raise ValueError(
+                f"edge_index must be in 0..{num_nodes - 1}, got {low}..{high}"
+            )

@@ -9,7 +9,13 @@ from torch import Tensor
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 from ..ops.csr import compress
-from .neighbourhood import is_normalised, is_plain, options_set
+from .neighbourhood import (
+    check_one_hop,
+    is_normalised,
+    is_plain,
+    options_set,
+    places,
+)
 from .plan import plan
 
 #: What a chunk holds at once, in rows of a state: for each node or neighbour
@@ -34,7 +40,8 @@ class Chunks:
         starts: chunk i has the nodes starts[i] to starts[i+1]-1.
 
     Raises:
-        ValueError: the budget is below what one node takes.
+        ValueError: the budget is below what one node takes, or conv looks
+            further than one hop and there are several chunks.
     """
 
     def __init__(
@@ -61,6 +68,8 @@ class Chunks:
         self.rowptr = rowptr.long()
         self.edge_index, self.extra = edge_index, extra
         self.starts = self._cut(budget, more)
+        if len(self) > 1:
+            check_one_hop(conv, edge_index, num_nodes, like, (), extra)
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -107,9 +116,11 @@ class Chunks:
             spans = [self._incoming(j, j + 1) for j in far.tolist()]
             edges = torch.cat([edges, *spans])
         rows = torch.cat([torch.arange(first, last), far])
-        unknown = self.like.new_zeros(1, self.like.size(1))
-        state = torch.cat([y[rows], unknown])
-        local = _places(rows, self.edge_index[:, edges])
+        state = y[rows]
+        local = places(rows, self.edge_index[:, edges])
+        if not self.plain and len(self) > 1:  # neighbours' neighbours
+            unknown = self.like.new_zeros(1, self.like.size(1))
+            state = torch.cat([state, unknown])
         named = {name: value[edges] for name, value in self.extra.items()}
         with options_set(self.conv, self.options):
             made = plan(
@@ -120,10 +131,3 @@ class Chunks:
 
     def _incoming(self, first: int, last: int) -> Tensor:
         return self.order[self.rowptr[first] : self.rowptr[last]]
-
-
-def _places(rows: Tensor, ids: Tensor) -> Tensor:
-    """Where these ids are in ``rows``; len(rows) where they are not."""
-    ordered, order = rows.sort()
-    at = torch.searchsorted(ordered, ids).clamp(max=len(rows) - 1)
-    return torch.where(ordered[at] == ids, order[at], len(rows))

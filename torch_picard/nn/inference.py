@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -61,16 +62,15 @@ def picard_inference(
     Raises:
         TypeError: the model is neither.
         ValueError: it is in training mode, or uses another method, or
-            cannot be computed in pieces; the budget is below what one node
-            with its neighbours takes; the folder holds another run.
+            cannot be computed in pieces; the data are not as above; the
+            budget is below what one node with its neighbours takes; the
+            folder holds another run.
     """
-    block = _checked(model, data)
+    block = _checked(model)
+    _check_budget(memory_budget)
+    _check_data(data)
     x, edge_index = data.x, data.edge_index
-    extra = {
-        name: getattr(data, name)
-        for name in ("edge_weight", "edge_attr")
-        if getattr(data, name, None) is not None
-    }
+    extra = _extra(block.conv, data)
     with tempfile.TemporaryDirectory() as temporary, held_weights(model):
         state = _encoded(model, x[:1])
         rows = 4 * (x[:1].numel() + state.numel()) * x.element_size()
@@ -257,7 +257,7 @@ def _decoded(model: nn.Module, x: Tensor) -> Tensor:
     return model.decoder(x) if isinstance(model, PIGN) else x
 
 
-def _checked(model: Any, data: Any) -> PicardConv:
+def _checked(model: Any) -> PicardConv:
     """The iterated part of the model."""
     if not isinstance(model, (PIGN, PicardConv)):
         raise TypeError(
@@ -281,13 +281,37 @@ def _checked(model: Any, data: Any) -> PicardConv:
     if isinstance(model, PIGN) and model.norm is not None:
         check_pieces(model.norm, "in chunks")
     check_pieces(block.conv, "in chunks")
-    x, edge_index = data.x, data.edge_index
-    if not isinstance(x, Tensor) or x.layout != torch.strided:
-        raise ValueError("data.x must be a dense Tensor [N, F]")
+    return block
+
+
+def _check_budget(memory_budget: Any) -> None:
+    whole = isinstance(memory_budget, int) and memory_budget > 0
+    if memory_budget is not None and (not whole or memory_budget is True):
+        raise ValueError(
+            "memory_budget must be a positive number of bytes (int) or None, "
+            f"got {memory_budget!r}"
+        )
+
+
+def _check_data(data: Any) -> None:
+    x = getattr(data, "x", None)
+    if not isinstance(x, Tensor) or x.layout != torch.strided or x.dim() != 2:
+        raise ValueError(
+            "data.x must be a dense Tensor [N, F], of one node type, got "
+            f"{type(x).__name__} in {type(data).__name__}"
+        )
+    if not x.is_floating_point():
+        raise ValueError(f"data.x must be of a floating dtype, got {x.dtype}")
+    edge_index = getattr(data, "edge_index", None)
     if not isinstance(edge_index, Tensor) or edge_index.dtype != torch.long:
         raise ValueError(
             "data.edge_index must be a LongTensor [2, E], got "
             f"{getattr(edge_index, 'dtype', type(edge_index).__name__)}"
+        )
+    if edge_index.dim() != 2 or edge_index.size(0) != 2:
+        raise ValueError(
+            "data.edge_index must be a LongTensor [2, E], got shape "
+            f"{list(edge_index.shape)}"
         )
     if edge_index.numel() and not (
         0 <= int(edge_index.min()) and int(edge_index.max()) < x.size(0)
@@ -296,4 +320,35 @@ def _checked(model: Any, data: Any) -> PicardConv:
             f"data.edge_index must be in 0..{x.size(0) - 1}, got "
             f"{int(edge_index.min())}..{int(edge_index.max())}"
         )
-    return block
+    batch = getattr(data, "batch", None)
+    if batch is not None and (
+        not isinstance(batch, Tensor)
+        or batch.shape != x.shape[:1]
+        or batch.dtype != torch.long
+        or (batch.numel() and int(batch.min()) < 0)
+    ):
+        raise ValueError(
+            f"data.batch must be a LongTensor [{x.size(0)}] of graph indices, "
+            f"got {getattr(batch, 'dtype', type(batch).__name__)} of shape "
+            f"{list(getattr(batch, 'shape', []))}"
+        )
+
+
+def _extra(conv: nn.Module, data: Any) -> dict[str, Tensor]:
+    """What conv takes for edges, where there is such."""
+    takes = inspect.signature(conv.forward).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    found = {}
+    for name in ("edge_weight", "edge_attr"):
+        value = getattr(data, name, None)
+        if value is None or not (name in takes or anything):
+            continue
+        count = data.edge_index.size(1)
+        if not isinstance(value, Tensor) or value.shape[:1] != (count,):
+            raise ValueError(
+                f"data.{name} must be a Tensor of all {count} edges, got "
+                f"{type(value).__name__} of shape "
+                f"{list(getattr(value, 'shape', []))}"
+            )
+        found[name] = value
+    return found

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch_geometric import nn as pyg
 from torch_geometric.nn import MessagePassing
 
@@ -88,31 +89,88 @@ _TOO_FAR = (
 )
 
 
-class Hops:
-    """An error if a conv propagates more than once for a piece."""
+@torch.no_grad()
+def check_one_hop(
+    conv: Any,
+    edge_index: Tensor,
+    num_nodes: int,
+    like: Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    """Tries whether the image of a node depends on its neighbours alone:
+    it must be the same when others are computed beside it. Convs of which
+    that is known are not tried.
 
-    def __init__(self, conv: Any, pieces: int):
-        self._allowed = pieces
-        self._convs = [
-            m for m in conv.modules() if isinstance(m, MessagePassing)
-        ]
-        self._count, self._handles = 0, []  # type: ignore[var-annotated]
-        self._done = False
+    Args:
+        edge_index: [2, E], the whole graph.
+        like: of the dtype and width of a state, [?, F].
+        args, kwargs: further arguments of conv, tensors of all edges.
 
-    def __enter__(self) -> None:
-        if self._done:
-            return
+    Raises:
+        ValueError: it depends on more, such as two hops, the other end of
+            outgoing edges, or all nodes.
+    """
+    if type(conv) in _PLAIN or is_normalised(conv):
+        return
+    some = _near_each_other(edge_index, num_nodes)
+    if some is None:
+        return
+    trained = [(module, module.training) for module in conv.modules()]
+    conv.eval()
+    try:
+        alone, among = (
+            _image(conv, edge_index, nodes, like, args, kwargs)
+            for nodes in (some[:1], some)
+        )
+    finally:
+        for module, training in trained:
+            module.training = training
+    error = torch.finfo(like.dtype).eps ** 0.5
+    if not torch.allclose(alone, among, error, error, equal_nan=True):
+        raise ValueError(_TOO_FAR.format(type(conv).__name__))
 
-        def count(module, inputs) -> None:
-            self._count += 1
-            if self._count > self._allowed:
-                raise ValueError(_TOO_FAR.format(type(module).__name__))
 
-        self._handles = [
-            m.register_propagate_forward_pre_hook(count) for m in self._convs
-        ]
+def _near_each_other(edge_index: Tensor, num_nodes: int) -> Tensor | None:
+    """Nodes t, s, u with edges s -> t -> u, and one to s, as far as there
+    are such; with few neighbours."""
+    source, target = edge_index[:, edge_index[0] != edge_index[1]]
+    if not source.numel():
+        return None
+    ones = torch.ones_like(source)
+    zeros = source.new_zeros(num_nodes)
+    into, out = zeros.index_add(0, target, ones), zeros.index_add(
+        0, source, ones
+    )  # fmt: skip
+    lacking = (into[source] == 0).long() + (out[target] == 0).long()
+    cost = into[source] + into[target] + 2 * num_nodes * lacking
+    best = int(cost.argmin())
+    s, t = source[best], target[best]
+    after = target[source == t]
+    return torch.stack([t, s, *after[:1]]).unique_consecutive()
 
-    def __exit__(self, *error: Any) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._done = [], True
+
+def _image(conv, edge_index, nodes, like, args, kwargs) -> Tensor:
+    """Of the first of the nodes, from a piece with all of them."""
+    edges = torch.isin(edge_index[1], nodes)
+    near = edge_index[0, edges].unique()
+    if not is_plain(conv):  # these have their neighbours' edges, too
+        edges = torch.isin(edge_index[1], torch.cat([nodes, near]))
+    rows = torch.cat([nodes, near[~torch.isin(near, nodes)]])
+    column = torch.arange(like.size(1), device=rows.device)
+    state = torch.sin(1.7 * rows[:, None] + column + 1.0).to(like)
+    state = torch.cat([state, state.new_zeros(1, like.size(1))])
+
+    def of(value: Any) -> Any:
+        return value[edges] if isinstance(value, Tensor) else value
+
+    local = places(rows, edge_index[:, edges])
+    named = {key: of(value) for key, value in kwargs.items()}
+    return conv(state, local, *map(of, args), **named)[0]
+
+
+def places(rows: Tensor, ids: Tensor) -> Tensor:
+    """Where these ids are in ``rows``; len(rows) where they are not."""
+    ordered, order = rows.sort()
+    at = torch.searchsorted(ordered, ids).clamp(max=len(rows) - 1)
+    return torch.where(ordered[at] == ids, order[at], len(rows))

@@ -191,6 +191,11 @@ class PicardConv(Solver):
         if start is not None:
             self._check_start(start, x)
         if isinstance(x, dict):
+            if isinstance(edge_index, Sharded):
+                raise ValueError(
+                    "x must be one Tensor on a PartitionedGraph, which is of "
+                    "one node type, got a dict"
+                )
             solution, out = self._typed(
                 x, (edge_index, *args), kwargs, batch, start
             )
@@ -284,7 +289,9 @@ class PicardConv(Solver):
             isinstance(module, MessagePassing) and module.explain
             for module in self.conv.modules()
         )
-        options = {"rtol": 0.0, "atol": 0.0} if explained else {}
+        options: dict[str, Any] = {"rtol": 0.0, "atol": 0.0}
+        if not explained:
+            options = {}
         return self.solve(operator, x, segments, **options)
 
     def _typed(self, x, args, kwargs, batch, start):
