@@ -110,6 +110,7 @@ def test_pign_and_graphs_that_stop_by_themselves():
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["GCN", "GAT"])
 def test_peak_memory_stays_within_the_budget(name):
     nodes, width = 4000, 32
@@ -137,6 +138,60 @@ def test_peak_memory_stays_within_the_budget(name):
     assert many < one
 
 
+LIMITED = """
+    import resource, sys, torch
+    from torch_geometric.data import Data
+    from torch_geometric.nn import SAGEConv
+    from torch_picard import PIGN, picard_inference
+
+    torch.set_num_threads(1)
+    nodes, width, way, path = 150_000, 128, sys.argv[1], sys.argv[2]
+    draw = torch.Generator().manual_seed(0)
+    data = Data(
+        x=torch.from_file(path, shared=True, size=width * nodes).reshape(
+            nodes, width
+        ),
+        edge_index=torch.randint(nodes, (2, nodes), generator=draw),
+    )
+    data.x[:] = torch.arange(nodes)[:, None] % 7
+    torch.manual_seed(0)
+    model = PIGN(width, width, 1, conv="sage", rtol=0.0, max_iter=2).eval()
+    small = Data(x=data.x[:9], edge_index=data.edge_index[:, :0])
+    def solve(data):
+        if way == "chunks":
+            return picard_inference(
+                model, data, memory_budget=20_000_000, progress=False
+            )
+        with torch.no_grad():
+            return model(data.x, data.edge_index)
+    solve(small)  # libraries, kernels, caches
+    with open("/proc/self/status") as file:
+        now = [line for line in file if line.startswith("VmData")][0]
+    # private memory: the budget, and 120 bytes an edge or node
+    more = 20_000_000 + 120 * nodes
+    most = 1024 * int(now.split()[1]) + more
+    assert 4 * nodes * width > more, "one state would fit"
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    solve(data)
+    print("done")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("way, fits", [("chunks", True), ("whole", False)])
+def test_under_a_limit_of_the_system_on_memory(way, fits, tmp_path):
+    """The features and every state take 77 MB, the limit is some 38."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(LIMITED), way,
+         str(tmp_path / "x.bin")],
+        capture_output=True, text=True, cwd=root,
+    )  # fmt: skip
+    assert ("done" in run.stdout) == fits, run.stderr
+    assert fits or "memory" in run.stderr
+
+
 KILLED = """
     import os, signal, sys, torch
     sys.path[:0] = sys.argv[2:]
@@ -158,6 +213,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_killed_and_called_again(tmp_path, monkeypatch):
     folder = tmp_path / "states"
     root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
