@@ -199,6 +199,24 @@ def test_a_chain_that_blows_up_has_diverged(method):
     assert torch.isfinite(found).all()
 
 
+@pytest.mark.parametrize("size", [0.5, 3.0])
+@pytest.mark.parametrize(
+    ("share", "status"), [(0.99, Status.CONVERGED), (1.01, Status.DIVERGED)]
+)
+def test_the_bound_beyond_which_a_chain_has_diverged(size, share, status):
+    """As the documentation has it."""
+    x, _ = start(2, 20)
+    x *= size / x.square().mean(1, keepdim=True).sqrt()
+    # at the first of 20 evenly spaced times
+    bound = 100 * max(1.0, size) / ALPHAS[190].sqrt()
+    solve = PicardSampler(
+        lambda x, t: share * bound * torch.ones_like(x), ALPHAS, 20,
+        prediction="x0", on_failure="ignore",
+    )  # fmt: skip
+    _, solution = solve(x)
+    assert (solution.status == status).all()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_chain_that_grows_as_its_schedule_has_it(method):
     """With a denoiser that has learned nothing x is divided by what is left
