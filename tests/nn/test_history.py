@@ -3,12 +3,14 @@
 import pytest
 import torch
 import torch_geometric.transforms as T
-from torch_geometric.data import Data
+from torch_geometric import nn as pyg
+from torch_geometric import typing
+from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GCNConv, SAGEConv
 from torch_geometric.utils import k_hop_subgraph
 
 from torch_picard import Implicit, PicardConv
-from torch_picard.nn import StoredPicard
+from torch_picard.nn import StoredPicard, num_hops
 
 WIDTH = 5
 
@@ -131,5 +133,146 @@ def test_wrong_calls():
         stored(x, edge_index, n_id[:3], seeds, weight)
     with pytest.raises(ValueError, match="n_id must be"):
         stored(x, edge_index, n_id, 0, weight)
+    for wrong, text in [
+        (n_id.float(), "n_id must be a LongTensor"),
+        (n_id.tolist(), "n_id must be a LongTensor"),
+        (n_id + 100, r"n_id must be in 0\.\.39"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            stored(x, edge_index, wrong, seeds, weight)
+    for sizes in ((0, 3), (3, 0), (2.5, 3)):
+        with pytest.raises((TypeError, ValueError), match=r"num_nod|channels"):
+            StoredPicard(picard(), *sizes)
     with pytest.raises(ValueError, match="x must have the 5 channels"):
         stored(x[:, :2], edge_index, n_id, seeds, weight)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pyg.SSGConv(WIDTH, WIDTH, alpha=0.1),
+        lambda: pyg.ARMAConv(WIDTH, WIDTH),
+        lambda: pyg.EGConv(WIDTH, WIDTH, num_heads=1),
+    ],
+)
+def test_convs_that_normalise_by_the_neighbours_degrees_are_refused(make):
+    data = graph()
+    stored = StoredPicard(PicardConv(make(), inject=True), 40, WIDTH)
+    n_id, edge_index, _, seeds = next(iter(batches(data)))
+    with pytest.raises(ValueError, match="looks further than one hop"):
+        stored(data.x[n_id], edge_index, n_id, seeds)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["LEConv", "MFConv", "FiLMConv", "GATConv"])
+def test_convs_of_one_hop_are_not(kind):
+    torch.manual_seed(0)
+    data, conv = graph(), getattr(pyg, kind)(WIDTH, WIDTH)
+    for p in conv.parameters():
+        p.mul_(0.3)
+    block = PicardConv(
+        conv, inject=True, activation="tanh", rtol=1e-7, max_iter=200
+    )
+    want = block(data.x, data.edge_index)
+    stored = StoredPicard(block, data.num_nodes, WIDTH)
+    for _ in range(12):
+        for n_id, edge_index, _, seeds in batches(data):
+            stored(data.x[n_id], edge_index, n_id, seeds)
+    torch.testing.assert_close(stored.states, want, rtol=1e-4, atol=1e-5)
+
+
+# -- sampled batches ---------------------------------------------------------
+
+
+def sampled(data, seeds, hops):
+    """What NeighborLoader(data, [-1] * hops) gives for these seeds, its own
+    order of edges apart: all nodes within so many hops, seeds first, and the
+    edges that lead to those within one hop less."""
+    near, *_ = k_hop_subgraph(
+        seeds, hops, data.edge_index, num_nodes=data.num_nodes
+    )
+    inner, *_ = k_hop_subgraph(
+        seeds, hops - 1, data.edge_index, num_nodes=data.num_nodes
+    )
+    n_id = torch.cat([seeds, near[~torch.isin(near, seeds)]])
+    name = torch.full((data.num_nodes,), -1)
+    name[n_id] = torch.arange(len(n_id))
+    edges = torch.isin(data.edge_index[1], inner)
+    return n_id, name[data.edge_index[:, edges]], data.edge_weight[edges]
+
+
+@torch.no_grad()
+def test_as_many_iterations_as_hops_are_exact_at_the_seeds():
+    data, seeds = graph(80), torch.tensor([3, 17, 60])
+    n_id, edge_index, weight = sampled(data, seeds, 3)
+    assert len(n_id) < 80
+    for count, exact in [(1, True), (3, True), (6, False)]:
+        block = picard(rtol=0.0, max_iter=count)
+        want = block(data.x, data.edge_index, data.edge_weight)[seeds]
+        got = block(data.x[n_id], edge_index, weight)[:3]
+        error = (got - want).abs().max()
+        assert (error < 1e-6) == exact
+        assert (num_hops(block) <= 3) == exact
+
+
+@torch.no_grad()
+def test_a_degree_that_was_not_sampled_is_missing():
+    """GCN's own normalisation, of a batch, is not that of the graph."""
+    data, seeds = graph(80), torch.tensor([3, 17, 60])
+    n_id, edge_index, _ = sampled(data, seeds, 3)
+    conv = GCNConv(WIDTH, WIDTH)
+    block = PicardConv(conv, inject=True, rtol=0.0, max_iter=3)
+    want = block(data.x, data.edge_index)[seeds]
+    got = block(data.x[n_id], edge_index)[:3]
+    assert (got - want).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_shadow_batches_are_solves_of_their_own():
+    """ShaDowKHopSampler gives a small graph for each seed, and ``batch``."""
+    data, block = graph(), picard()
+    parts, roots = [], []
+    for seed in (3, 17, 30):
+        near, edge_index, root, edges = k_hop_subgraph(
+            seed, 2, data.edge_index, relabel_nodes=True, num_nodes=40
+        )
+        weight = data.edge_weight[edges]
+        parts.append(Data(data.x[near], edge_index, edge_weight=weight))
+        roots.append(root)
+    batch = Batch.from_data_list(parts)
+    out, solution = block(
+        batch.x, batch.edge_index, batch.edge_weight, batch=batch.batch,
+        return_solution=True,
+    )  # fmt: skip
+    assert solution.iterations.shape == (3,)
+    for i, (part, root) in enumerate(zip(parts, roots)):
+        alone = block(part.x, part.edge_index, part.edge_weight)
+        torch.testing.assert_close(out[batch.ptr[i] + root], alone[root])
+
+
+@pytest.mark.skipif(
+    not (typing.WITH_PYG_LIB or typing.WITH_TORCH_SPARSE),
+    reason="PyG's loaders need pyg-lib or torch-sparse",
+)
+@torch.no_grad()
+def test_pygs_own_loaders():
+    from torch_geometric.loader import NeighborLoader
+
+    data = graph(80)
+    loader = NeighborLoader(data, [-1, -1, -1], batch_size=20)
+    block = picard(rtol=0.0, max_iter=3)
+    want = block(data.x, data.edge_index, data.edge_weight)
+    for batch in loader:
+        got = block(batch.x, batch.edge_index, batch.edge_weight)
+        seeds = batch.n_id[: batch.batch_size]
+        torch.testing.assert_close(got[: batch.batch_size], want[seeds])
+    block = picard()
+    want = block(data.x, data.edge_index, data.edge_weight)
+    stored = StoredPicard(block, 80, WIDTH)
+    for _ in range(12):
+        for batch in NeighborLoader(data, [-1], batch_size=20):
+            stored(
+                batch.x, batch.edge_index, batch.n_id, batch.batch_size,
+                batch.edge_weight,
+            )  # fmt: skip
+    torch.testing.assert_close(stored.states, want, rtol=1e-4, atol=1e-5)

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch_geometric.nn import SGConv
 
 from ..engine import Solution
+from ..engine.methods.base import check_count
 from .invariants import _NORMALISED
+from .neighbourhood import check_one_hop
 from .picard_conv import PicardConv
 
 
@@ -41,8 +43,8 @@ class StoredPicard(nn.Module):
 
     Raises:
         TypeError: ``conv`` is no PicardConv.
-        ValueError: it does not inject, or normalises; the batch is not as
-            above.
+        ValueError: it does not inject, or normalises, or looks further than
+            the neighbours of the seeds; the batch is not as above.
 
     Source: the stored states of Fey et al., "GNNAutoScale", 2021, for a
     fixed point, where what is stored is a start and a boundary value.
@@ -70,11 +72,14 @@ class StoredPicard(nn.Module):
                     "not show those of the neighbours: use normalize=False "
                     "and the weights of torch_geometric.transforms.GCNNorm"
                 )
+        check_count("num_nodes", num_nodes)
+        check_count("channels", channels)
         self.conv = conv
         states = torch.zeros(num_nodes, channels)
         self.register_buffer("states", states, persistent=False)
         known = torch.zeros(num_nodes, dtype=torch.bool)
         self.register_buffer("known", known, persistent=False)
+        self._tried = False
 
     def reset_parameters(self) -> None:
         """Resets the conv, and forgets all states."""
@@ -108,17 +113,12 @@ class StoredPicard(nn.Module):
             return_solution: whether to return the Solution, too; its value
                 is [s, F].
         """
-        n = x.size(0)
-        if n_id.shape != (n,) or not 0 < num_seeds <= n:
-            raise ValueError(
-                f"n_id must be [{n}] like x, with 1 to {n} seeds in front, "
-                f"got {list(n_id.shape)} and {num_seeds} seeds"
-            )
-        if x.size(1) != self.states.size(1):
-            raise ValueError(
-                f"x must have the {self.states.size(1)} channels of the "
-                f"stored states, got {x.size(1)}"
-            )
+        self._check(x, n_id, num_seeds)
+        if not self._tried:
+            self._tried = check_one_hop(
+                self.conv.conv, edge_index, x.size(0), x, args, kwargs,
+                edges_of_neighbours=False,
+            )  # fmt: skip
         with torch.no_grad():
             known = self.known[n_id, None]
             stored = torch.where(known, self.states[n_id].to(x), x)
@@ -136,3 +136,26 @@ class StoredPicard(nn.Module):
         if return_solution:
             return solution.value, solution
         return solution.value
+
+    def _check(self, x: Tensor, n_id: Any, num_seeds: Any) -> None:
+        nodes, channels = self.states.shape
+        if x.dim() != 2 or x.size(1) != channels:
+            raise ValueError(
+                f"x must have the {channels} channels of the stored states, "
+                f"got shape {list(x.shape)}"
+            )
+        n = x.size(0)
+        if not isinstance(n_id, Tensor) or n_id.dtype != torch.long:
+            kind = getattr(n_id, "dtype", type(n_id).__name__)
+            raise ValueError(f"n_id must be a LongTensor [{n}], got {kind}")
+        counted = isinstance(num_seeds, int) and 0 < num_seeds <= n
+        if n_id.shape != (n,) or not counted:
+            raise ValueError(
+                f"n_id must be [{n}] like x, with 1 to {n} seeds in front, "
+                f"got {list(n_id.shape)} and {num_seeds} seeds"
+            )
+        if int(n_id.min()) < 0 or int(n_id.max()) >= nodes:
+            raise ValueError(
+                f"n_id must be in 0..{nodes - 1}, global ids of nodes, got "
+                f"{int(n_id.min())}..{int(n_id.max())}"
+            )

@@ -97,7 +97,8 @@ def check_one_hop(
     like: Tensor,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> None:
+    edges_of_neighbours: bool = True,
+) -> bool:
     """Tries whether the image of a node depends on its neighbours alone:
     it must be the same when others are computed beside it. Convs of which
     that is known are not tried.
@@ -106,21 +107,27 @@ def check_one_hop(
         edge_index: [2, E], the whole graph.
         like: of the dtype and width of a state, [?, F].
         args, kwargs: further arguments of conv, tensors of all edges.
+        edges_of_neighbours: whether a piece has the edges to the neighbours
+            of its nodes, too, where conv may look at them.
+
+    Returns:
+        Whether it is known now; the graph may have no edges to try it on.
 
     Raises:
         ValueError: it depends on more, such as two hops, the other end of
             outgoing edges, or all nodes.
     """
     if type(conv) in _PLAIN or is_normalised(conv):
-        return
+        return True
     some = _near_each_other(edge_index, num_nodes)
     if some is None:
-        return
+        return False
+    wider = edges_of_neighbours and not is_plain(conv)
     trained = [(module, module.training) for module in conv.modules()]
     conv.eval()
     try:
         alone, among = (
-            _image(conv, edge_index, nodes, like, args, kwargs)
+            _image(conv, edge_index, nodes, like, args, kwargs, wider)
             for nodes in (some[:1], some)
         )
     finally:
@@ -129,6 +136,7 @@ def check_one_hop(
     error = torch.finfo(like.dtype).eps ** 0.5
     if not torch.allclose(alone, among, error, error, equal_nan=True):
         raise ValueError(_TOO_FAR.format(type(conv).__name__))
+    return True
 
 
 def _near_each_other(edge_index: Tensor, num_nodes: int) -> Tensor | None:
@@ -150,11 +158,11 @@ def _near_each_other(edge_index: Tensor, num_nodes: int) -> Tensor | None:
     return torch.stack([t, s, *after[:1]]).unique_consecutive()
 
 
-def _image(conv, edge_index, nodes, like, args, kwargs) -> Tensor:
+def _image(conv, edge_index, nodes, like, args, kwargs, wider) -> Tensor:
     """Of the first of the nodes, from a piece with all of them."""
     edges = torch.isin(edge_index[1], nodes)
     near = edge_index[0, edges].unique()
-    if not is_plain(conv):  # these have their neighbours' edges, too
+    if wider:
         edges = torch.isin(edge_index[1], torch.cat([nodes, near]))
     rows = torch.cat([nodes, near[~torch.isin(near, nodes)]])
     column = torch.arange(like.size(1), device=rows.device)
