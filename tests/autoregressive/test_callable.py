@@ -1,6 +1,5 @@
 """Any callable from tokens to logits."""
 
-
 import pytest
 import torch
 from hypothesis import given
