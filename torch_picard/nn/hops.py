@@ -23,6 +23,9 @@ def num_hops(model: torch.nn.Module) -> int:
     a :class:`PicardConv` ``max_iter`` times the hops of its conv. A solve
     that stops earlier sees less.
 
+    Degrees by which a conv normalises need one hop more: for a subgraph of
+    so many hops, compute edge weights on the whole graph.
+
     Modules are taken to be applied one after the other, once each; the convs
     of a :class:`HeteroConv`, side by side.
 
