@@ -37,8 +37,8 @@ def test_a_search_a_run_and_the_table(monkeypatch, tmp_path, capsys):
     results = tmp_path / "results"
     results.mkdir()
     call(
-        node_classification, *common, "--runs", 2, "--noise", 0, "--picture", tmp_path / "p.png",
-        "--out", results / "digits.json",
+        node_classification, *common, "--runs", 2, "--noise", 0,
+        "--picture", tmp_path / "p.png", "--out", results / "digits.json",
     )  # fmt: skip
     monkeypatch.setattr(table5, "COLUMNS", [("DigitsGraph", "0")])
     page = tmp_path / "table5.inc"
