@@ -12,7 +12,7 @@ from torch_geometric.loader import DataLoader
 from torch_geometric.nn import HeteroConv, to_hetero
 from torch_geometric.transforms import AddRandomWalkPE
 
-from torch_picard import Implicit, PicardConv, fixed_point
+from torch_picard import PIGN, Implicit, PicardConv, fixed_point
 from torch_picard.nn import num_hops
 
 # -- node types ------------------------------------------------------------
@@ -343,15 +343,27 @@ def test_positional_encodings_of_random_walks():
         x=torch.randn(6, 3), edge_index=torch.randint(6, (2, 20)), num_nodes=6
     )
     data = AddRandomWalkPE(walk_length=5, attr_name=None)(data)
-    block = PicardConv(pyg.GCNConv(8, 8), inject=True)
-    assert block(data.x, data.edge_index).shape == (6, 8)
+    conv = pyg.GCNConv(8, 8)
+    block = PicardConv(conv, inject=True, rtol=0.0, max_iter=4)
+    want = data.x
+    for _ in range(4):
+        want = 0.5 * want + 0.5 * (conv(want, data.edge_index) + data.x)
+    torch.testing.assert_close(block(data.x, data.edge_index), want)
 
 
 def test_summary_lists_it():
+    """Shapes and counts of an iterated conv are those of the plain one."""
     pytest.importorskip("tabulate")
-    block = PicardConv(pyg.GCNConv(4, 4), max_iter=3)
-    text = pyg.summary(block, torch.randn(5, 4), torch.randint(5, (2, 9)))
-    assert "PicardConv" in text and "GCNConv" in text
+    graph = torch.randn(5, 4), torch.randint(5, (2, 9))
+    conv = pyg.GCNConv(4, 4)
+    block = PicardConv(conv, max_iter=3)
+    rows = pyg.summary(block, *graph, max_depth=4).splitlines()
+    plain = pyg.summary(conv, *graph).splitlines()
+    cells = [[c.strip() for c in row.split("|")][2:] for row in rows[3:5]]
+    assert cells[0] == cells[1] == [
+        c.strip() for c in plain[3].split("|")
+    ][2:]  # fmt: skip
+    assert "PicardConv" in rows[3] and "(conv)GCNConv" in rows[4]
 
 
 @pytest.mark.parametrize("name", ["GCNConv", "GATConv", "SAGEConv"])
@@ -400,14 +412,57 @@ def test_an_edge_index_of_pyg_under_compile(kind, rtol):
     torch.testing.assert_close(got, block(x, edge_index))
 
 
-def test_weights_of_an_older_conv_load():
+def test_a_plain_convs_weights_go_in_and_out():
     """A PicardConv has no state of its own beside its conv's."""
-    block = PicardConv(pyg.GCNConv(4, 4))
+    plain, block = pyg.GCNConv(4, 4), PicardConv(pyg.GCNConv(4, 4))
     assert set(block.state_dict()) == {"conv.bias", "conv.lin.weight"}
+    named = {f"conv.{name}": t for name, t in plain.state_dict().items()}
+    block.load_state_dict(named)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(block.conv.state_dict()[name], value)
     learned = PicardConv(
         pyg.GCNConv(4, 4), alpha=nn.Parameter(torch.tensor(0.3))
     )
     assert set(learned.state_dict()) - set(block.state_dict()) == {"alpha"}
+
+
+#: What version 0.1 saves for PIGN(3, 4, 2). A change here breaks the files of
+#: users: load those, too.
+SAVED = {
+    "encoder.weight": [4, 3],
+    "encoder.bias": [4],
+    "decoder.weight": [2, 4],
+    "decoder.bias": [2],
+}
+OF_CONV = {
+    "gcn": {"bias": [4], "lin.deviation": [4, 4]},
+    "sage": {"lin_l.deviation": [4, 4]},
+    "gat": {
+        "bias": [4],
+        "lin.deviation": [4, 4],
+        "att_src": [1, 1, 4],
+        "att_dst": [1, 1, 4],
+    },
+}
+
+
+@pytest.mark.parametrize("conv", OF_CONV)
+def test_files_of_version_0_1_load(conv, tmp_path):
+    torch.manual_seed(0)
+    shapes = SAVED | {
+        f"block.conv.{name}": shape for name, shape in OF_CONV[conv].items()
+    }
+    state = {name: torch.randn(shape) for name, shape in shapes.items()}
+    torch.save(state, tmp_path / "weights.pt")
+    loaded = torch.load(tmp_path / "weights.pt", weights_only=True)
+    first, second = PIGN(3, 4, 2, conv=conv), PIGN(3, 4, 2, conv=conv)
+    first.load_state_dict(loaded, strict=True)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, state[name])
+    second.load_state_dict(first.state_dict())
+    x, edge_index = torch.randn(6, 3), torch.randint(6, (2, 15))
+    want = first.eval()(x, edge_index)
+    assert torch.equal(second.eval()(x, edge_index), want)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of what is not installed
