@@ -11,6 +11,7 @@ graph, which no partition suits. --write puts the table into DIR.
 """
 
 import argparse
+import importlib.util
 import multiprocessing
 import socket
 import statistics
@@ -20,6 +21,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from _table import rst, show
+from torch_geometric import typing
 from torch_geometric.nn import GCNConv
 
 from torch_picard import PicardConv
@@ -144,9 +146,10 @@ def main() -> None:
     for name in GRAPHS:
         for world in args.processes:
             rows.append(measured(name, args.nodes, world, args.repeats))
+    metis = importlib.util.find_spec("pymetis") or typing.WITH_METIS
     title = (
         f"The largest share of a process, {args.nodes:,} nodes, {WIDTH} "
-        f"features in float32, torch {torch.__version__}, gloo, "
+        f"features in float32, parts by {'METIS' if metis else 'breadth'}, torch {torch.__version__}, gloo, "
         f"{multiprocessing.cpu_count()} cores"
     )
     show(title, rows)

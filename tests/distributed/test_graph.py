@@ -1,5 +1,6 @@
 """Several processes give what one gives."""
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 from torch_geometric import nn as pyg
+from torch_geometric import typing
 from torch_geometric.utils import to_undirected
 
 from torch_picard import (
@@ -458,8 +460,19 @@ def test_without_a_group_it_says_what_to_do():
         PartitionedGraph(torch.zeros(2, 0, dtype=torch.long), 3)
 
 
+def by(monkeypatch, way):
+    """Partitions are made this way."""
+    if way == "metis":
+        pytest.importorskip("pymetis")
+    else:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(typing, "WITH_METIS", False)
+
+
+@pytest.mark.parametrize("way, more", [("metis", 0.05), ("order", 0.0)])
 @pytest.mark.parametrize("parts", [1, 2, 3, 7])
-def test_partitions_are_balanced_and_near(parts):
+def test_partitions_are_balanced_and_near(monkeypatch, way, more, parts):
+    by(monkeypatch, way)
     side = 14
     node = torch.arange(side * side).reshape(side, side)
     edge_index = torch.cat(
@@ -472,9 +485,22 @@ def test_partitions_are_balanced_and_near(parts):
     shuffled = torch.randperm(side * side)[edge_index]
     owner = partition(to_undirected(shuffled), side * side, parts)
     sizes = torch.bincount(owner, minlength=parts)
-    assert sizes.max() - sizes.min() <= 1
+    assert sizes.max() - sizes.min() <= 1 + 2 * more * side * side / parts
     cut = (owner[shuffled[0]] != owner[shuffled[1]]).float().mean()
     assert cut <= 0.1 * (parts - 1)  # at random: 1 - 1 / parts
+
+
+def test_metis_finds_communities(monkeypatch):
+    """Blocks of 50 in any order, directed, with loops and edges twice."""
+    draw = torch.Generator().manual_seed(0)
+    source = torch.randint(400, (4000,), generator=draw)
+    target = source // 50 * 50 + torch.randint(50, (4000,), generator=draw)
+    name = torch.randperm(400, generator=draw)
+    edge_index = name[torch.stack([source, target])]
+    by(monkeypatch, "metis")
+    owner = partition(edge_index, 400, 8)
+    assert torch.equal(owner[edge_index[0]], owner[edge_index[1]])
+    assert torch.bincount(owner).tolist() == [50] * 8
 
 
 @pytest.mark.parametrize("parts", [0, 6, 2.5])
@@ -490,7 +516,9 @@ def test_a_partition_of_no_graph():
         partition(torch.full((2, 3), 5), 5, 2)
 
 
-def test_nodes_without_edges_have_owners():
+@pytest.mark.parametrize("way", ["metis", "order"])
+def test_nodes_without_edges_have_owners(monkeypatch, way):
+    by(monkeypatch, way)
     edge_index = torch.tensor([[0, 5], [5, 0]])
     owner = partition(edge_index, 9, 3)
     assert torch.bincount(owner).tolist() == [3, 3, 3]

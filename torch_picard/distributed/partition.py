@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import torch
 import torch_geometric.typing
 from torch import Tensor
+from torch_geometric.utils import remove_self_loops, to_undirected
 
 from ..ops.csr import compress
 
@@ -14,9 +16,10 @@ from ..ops.csr import compress
 def partition(edge_index: Tensor, num_nodes: int, parts: int) -> Tensor:
     """A part for every node, of sizes that differ by little.
 
-    METIS where pyg-lib or torch-sparse brings it; otherwise contiguous pieces
-    of a breadth-first order, which keeps neighbours together on grids,
-    meshes and communities, and does little on random graphs.
+    METIS where pymetis (``torch-picard[metis]``), pyg-lib or torch-sparse
+    brings it; otherwise contiguous pieces of a breadth-first order, which
+    keeps neighbours together on grids, meshes and communities. Neither does
+    much on random graphs.
 
     Args:
         edge_index: [2, E], int64.
@@ -38,14 +41,28 @@ def partition(edge_index: Tensor, num_nodes: int, parts: int) -> Tensor:
     if parts == 1:
         return torch.zeros(num_nodes, dtype=torch.long)
     edge_index = edge_index.cpu()
-    if torch_geometric.typing.WITH_METIS:
+    found = None
+    if importlib.util.find_spec("pymetis") is not None:
+        found = _pymetis(edge_index, num_nodes, parts)
+    elif torch_geometric.typing.WITH_METIS:
         found = _metis(edge_index, num_nodes, parts)
-        if found.unique().numel() == parts:
-            return found
+    if found is not None and found.unique().numel() == parts:
+        return found
     order = breadth_first(edge_index, num_nodes)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(num_nodes)
     return rank * parts // num_nodes
+
+
+def _pymetis(edge_index: Tensor, num_nodes: int, parts: int) -> Tensor:
+    import pymetis
+
+    edges = to_undirected(
+        remove_self_loops(edge_index)[0], num_nodes=num_nodes
+    )
+    rowptr, perm = compress(edges[1], num_nodes)
+    graph = pymetis.CSRAdjacency(rowptr.numpy(), edges[0][perm].numpy())
+    return torch.tensor(pymetis.part_graph(parts, graph)[1])
 
 
 def _metis(edge_index: Tensor, num_nodes: int, parts: int) -> Tensor:
