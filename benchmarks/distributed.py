@@ -149,8 +149,8 @@ def main() -> None:
     metis = importlib.util.find_spec("pymetis") or typing.WITH_METIS
     title = (
         f"The largest share of a process, {args.nodes:,} nodes, {WIDTH} "
-        f"features in float32, parts by {'METIS' if metis else 'breadth'}, torch {torch.__version__}, gloo, "
-        f"{multiprocessing.cpu_count()} cores"
+        f"features in float32, parts by {'METIS' if metis else 'breadth'}, "
+        f"torch {torch.__version__}, gloo, {multiprocessing.cpu_count()} cores"
     )
     show(title, rows)
     if args.write is not None:
