@@ -52,7 +52,6 @@ def sampler(**changed):
         ({"on_failure": "no"}, ValueError, "on_failure must be 'warn'"),
         ({"max_rounds": 0}, ValueError, "max_rounds must be at least 1"),
         ({"order": 0}, ValueError, "order must be at least 1"),
-        ({"memory": 0}, ValueError, "memory must be at least 1"),
         ({"prediction": "y"}, ValueError, "prediction must be one of"),
         ({"spacing": "even"}, ValueError, "spacing must be one of"),
     ],
@@ -192,7 +191,7 @@ def test_guidance(denoiser, scale, error, said):
 
 
 def test_numbers_of_numpy():
-    counts = {"num_steps": 5, "window": 3, "order": 2, "memory": 1}
+    counts = {"num_steps": 5, "window": 3, "order": 2}
     numbers = {"tol": 0.25, "eta": 0.5}
     same = {name: np.int64(n) for name, n in counts.items()}
     same |= {name: np.float32(n) for name, n in numbers.items()}

@@ -87,3 +87,15 @@ def test_a_mask_that_gives_pixels_back_takes_fewer_rounds():
     torch.testing.assert_close(found, want, rtol=0, atol=3e-2)
     # another picture, not a copy of the first
     assert float((want - chain(known(3))).abs().max()) > 0.5
+
+
+@pytest.mark.parametrize("window", [20, 30, 50, STEPS])
+def test_a_start_that_turns_into_another_image_costs_few_rounds(window):
+    solve = sampler(0.1, "anderson", window)
+    _, first = solve(X, condition=known(3))
+    for rows in (1, 2, 4):
+        _, cold = solve(X, condition=known(rows))
+        found, warm = solve(X, condition=known(rows), start=first.value)
+        assert warm.rounds <= cold.rounds + 2
+        want = chain(known(rows))
+        torch.testing.assert_close(found, want, rtol=0, atol=3e-2)

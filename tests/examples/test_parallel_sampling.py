@@ -42,6 +42,18 @@ def chain(steps, eta, seed):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("steps, eta", [(1000, 1.0), (100, 0.0)])
+def test_anderson_takes_two_thirds_of_the_rounds(steps, eta):
+    found = [chain(steps, eta, seed)[1] for seed in range(3)]
+    picard, anderson = (
+        sum(one[method][0] for one in found)
+        for method in ("picard", "anderson")
+    )
+    # one round more for the three of them: they are whole numbers
+    assert 3 * (anderson - 1) <= 2 * picard, found
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_ddpm_of_a_thousand_steps(seed):
     _, found = chain(1000, 1.0, seed)

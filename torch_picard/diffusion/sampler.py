@@ -12,7 +12,7 @@ from torch import Tensor
 from ..engine import Solution, Status
 from ..engine.methods.base import as_float, check_count
 from ..engine.triangular import Front
-from .anderson import TriangularAnderson
+from .affine import before, chain
 from .chain import (
     check_callable,
     check_condition,
@@ -22,6 +22,7 @@ from .chain import (
 )
 from .schedule import Schedule
 from .schedulers import schedule_of
+from .slopes import Slopes
 from .trajectory import Trajectory, Window
 
 METHODS = ("picard", "anderson")
@@ -41,6 +42,15 @@ class PicardSampler:
     image is final; N rounds are enough, whatever the denoiser. Every sample
     has a window of its own, and leaves the batch when it is done.
 
+    That sum passes every change on as it is. With ``method="anderson"`` a
+    step passes on what it would: the slope :math:`g_j` of :math:`S_j`, a
+    number for each element, is known but for that of the denoised image,
+    which is fitted to the last two rounds,
+
+    .. math::
+
+       x_{i+1} \leftarrow S_i(x_i) + g_i (x_i^{new} - x_i).
+
     Args:
         denoiser, scheduler, num_steps, eta, prediction, spacing: as of
             :func:`reverse_chain`. The denoiser gets up to B * ``window`` rows
@@ -51,17 +61,16 @@ class PicardSampler:
             adds; with eta = 0, of the mean over all steps of what eta = 1
             would add. 0: the chain itself, to rounding.
         method: ``"picard"``, or ``"anderson"`` for fewer rounds at the price
-            of two earlier windows kept for each of ``memory``.
+            of two more windows.
         on_failure: ``"warn"``, ``"raise"`` or ``"ignore"``.
         max_rounds: None: as many as it takes.
         order: how many steps the sum spans. (default: all of the window)
-        memory: earlier rounds that ``"anderson"`` uses.
 
     Raises:
         ValueError, TypeError: an option is out of range or of the wrong type.
 
-    Source: Shih et al. 2023 (ParaDiGMS); Tang et al. 2024 (ParaTAA) for
-    ``"anderson"``.
+    Source: Shih et al. 2023 (ParaDiGMS). After Tang et al. 2024 (ParaTAA),
+    ``"anderson"`` is triangular; its coefficients are ours.
     """
 
     def __init__(
@@ -77,13 +86,11 @@ class PicardSampler:
         on_failure: str = "warn",
         max_rounds: int | None = None,
         order: int | None = None,
-        memory: int = 3,
         prediction: str | None = None,
         spacing: str | None = None,
     ):
         check_callable("denoiser", denoiser)
         window = check_count("window", window)
-        memory = check_count("memory", memory)
         if max_rounds is not None:
             max_rounds = check_count("max_rounds", max_rounds)
         if order is not None:
@@ -102,7 +109,7 @@ class PicardSampler:
             )
         self.denoiser, self.window, self.tol = denoiser, window, tol
         self.method, self.on_failure = method, on_failure
-        self.max_rounds, self.order, self.memory = max_rounds, order, memory
+        self.max_rounds, self.order = max_rounds, order
         self.schedule = schedule_of(
             scheduler, num_steps, eta, prediction=prediction, spacing=spacing
         )
@@ -151,11 +158,7 @@ class PicardSampler:
         front = Front(length, self.window, self.max_rounds, state.dtype)
         evaluations = torch.zeros_like(length)
         judge = _Judge(self.schedule, state, self.tol)
-        faster = (
-            TriangularAnderson(self.memory)
-            if self.method == "anderson"
-            else None
-        )
+        slopes = Slopes(run.rule) if self.method == "anderson" else None
         while front.running:
             window = run.window_of(front)
             output = denoised(
@@ -170,10 +173,11 @@ class PicardSampler:
             )
             old = run.images(window)
             step, x0 = run.steps(window, output)
-            new = step + summed(step - old, self.order)
+            gain = None
+            if slopes is not None:
+                gain = slopes(window, run.inputs(window), x0)
+            new = corrected(step, old, gain, self.order)
             residual, passed = judge(new - old, window)
-            if faster is not None:
-                new = faster(old, new, passed, window)
             evaluations += window.inside.sum(1)
             moved = front.advance(
                 before(residual),
@@ -182,8 +186,7 @@ class PicardSampler:
                 judge.bounded(new, window),
             )
             run.store(window, new)
-            if start is None:
-                run.extend(window, x0, moved, front.active)
+            run.extend(window, x0, moved, front.active)
             if callback is not None and callback(
                 front.rounds, run.sample.to(x.dtype), front.at
             ):
@@ -201,21 +204,18 @@ class PicardSampler:
         )
 
 
-def summed(step: Tensor, order: int | None) -> Tensor:
-    """Of [B, W, ...], for each column the sum of the ``order - 1`` before
-    it; None: of all. Zeros before a column sum to 0, exactly."""
-    total = before(step.cumsum(1))
-    if order is not None and order < step.size(1):
-        # those of the sums that lie further back
-        far = torch.zeros_like(total)
-        far[:, order:] = total[:, 1 : total.size(1) - order + 1]
-        total = total - far
-    return total
-
-
-def before(values: Tensor) -> Tensor:
-    """[B, W, ...]: of each column that of the one before; 0 for the first."""
-    return torch.cat([torch.zeros_like(values[:, :1]), values[:, :-1]], 1)
+def corrected(
+    step: Tensor, old: Tensor, gain: Tensor | None, order: int | None
+) -> Tensor:
+    """The images, [B, W, ...], if those before them change the inputs of
+    their steps by what they change themselves, and a step passes on ``gain``
+    (None: 1) of that. Each looks back over ``order - 1`` columns; None: over
+    all. A column behind none that change is that of ``step``, exactly."""
+    if order == 1:
+        return step
+    span = None if order is None else order - 1
+    shift = before(chain(step - old, gain, span))
+    return step + (shift if gain is None else gain * shift)
 
 
 class _Judge:

@@ -103,6 +103,15 @@ class Schedule:
         that are not of unit size."""
         return 1.0 / self.scale[1:]
 
+    def affine(self) -> tuple[Tensor, Tensor]:
+        r"""[N] each, how x_{i+1} depends on x_i and on the denoised image,
+        where :math:`\hat\epsilon` is what is left of u without it."""
+        share = self.on_eps / self.noise
+        return (
+            self.on_x + share * self.scale[:-1],
+            self.on_x0 - share * self.signal,
+        )
+
     def step(
         self, x: Tensor, output: Tensor, i: Tensor, z: Tensor | None
     ) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..engine.triangular import Front
+from .affine import chain
 from .schedule import Schedule
 
 
@@ -28,6 +29,13 @@ class Window:
         self.index = torch.where(self.inside, at[:, None] + column, 0)
         self.row, self.column = self.inside.nonzero(as_tuple=True)
         self.step = self.index[self.row, self.column]
+
+    def within(self, other: Window) -> tuple[Tensor, Tensor]:
+        """[B, W], the column there of every step, and whether it was
+        there."""
+        column = self.index - other.at[:, None]
+        both = self.inside & (column >= 0) & (column < other.width[:, None])
+        return column.clamp(0, self.inside.size(1) - 1), both
 
     def dense(self, values: Tensor) -> Tensor:
         """[M, ...] -> [B, W, ...], 0 outside."""
@@ -55,7 +63,7 @@ class Trajectory:
         self.rule, self.noise = schedule.to(x), noise
         self.times = schedule.times.to(x.device)
         self._window = min(window, len(schedule))
-        self._frozen = _Frozen(schedule, x)
+        self._given: tuple[Tensor, Tensor] | None = None
         if start is None:
             shape = (len(x), len(schedule) + 1, *x.shape[1:])
             self.x = x.new_zeros(shape)
@@ -65,6 +73,7 @@ class Trajectory:
         else:
             self.x = _checked_trajectory(start, schedule, x)
             self.x[:, 0] = x
+            self._given = self._given_at(_span(x, self._window, 0)[0])
 
     @property
     def sample(self) -> Tensor:
@@ -76,6 +85,10 @@ class Trajectory:
     def images(self, window: Window) -> Tensor:
         """[B, W, ...], x_{i+1} of step i; 0 outside."""
         return window.dense(self.x[window.row, window.step + 1])
+
+    def inputs(self, window: Window) -> Tensor:
+        """[B, W, ...], x_i of step i; 0 outside."""
+        return window.dense(self.x[window.row, window.step])
 
     def steps(self, window: Window, output: Tensor) -> tuple[Tensor, Tensor]:
         """S_i(x_i) and the denoised images, each [B, W, ...]."""
@@ -97,63 +110,73 @@ class Trajectory:
     def extend(
         self, window: Window, x0: Tensor, moved: Tensor, active: Tensor
     ) -> None:
-        """Guesses the steps that come into the window."""
+        """Guesses the steps that come into the window. Those of a trajectory
+        that was given change by what has become of the end of the window."""
         end = window.at + window.width
         more = torch.minimum(moved, len(self.rule) - end) * active
         fresh = Window(end, more, self._window)
+        rows = torch.arange(len(end), device=end.device)
         last = (window.width - 1).clamp(min=0)
-        image = x0[torch.arange(len(x0), device=x0.device), last]
-        self._guess(fresh, torch.nan_to_num(image, posinf=0.0, neginf=0.0))
+        image = torch.nan_to_num(x0[rows, last], posinf=0.0, neginf=0.0)
+        if self._given is None:
+            self._guess(fresh, image)
+            return
+        was, showed = self._given
+        now = self._given_at(end + more)
+        change = self._follow(
+            fresh,
+            torch.nan_to_num(self.x[rows, end] - was),
+            self._of(fresh, self.rule.affine()[1]) * (image - showed)[:, None],
+        )
+        self.store(fresh, self.images(fresh) + change)
+        keep = (more > 0).view((-1,) + (1,) * (x0.dim() - 2))
+        self._given = tuple(
+            torch.where(keep, new, old) for new, old in zip(now, (was, showed))
+        )  # type: ignore[assignment]
+
+    def _given_at(self, end: Tensor) -> tuple[Tensor, Tensor]:
+        """x_end and the denoised image of the step before it."""
+        window = Window(end - 1, torch.ones_like(end), 1)
+        by_x, by_image = (
+            self._of(window, part) for part in self.rule.affine()
+        )
+        x = self.images(window)
+        plain = by_x * self.inputs(window) + self._kicks(window)
+        return x[:, 0], ((x - plain) / by_image)[:, 0]
 
     def _guess(self, window: Window, x0: Tensor) -> None:
-        if not len(window.row):
-            return
-        kicks = torch.zeros_like(x0)[:, None].expand(
-            -1, window.inside.size(1), *x0.shape[1:]
-        )
-        z = self._noise_of(window)
-        if z is not None:
-            column = (-1,) + (1,) * (x0.dim() - 1)
-            kicks = window.dense(
-                self.rule.spread[window.step].view(column) * z
-            )
+        by_image = self._of(window, self.rule.affine()[1])
+        push = by_image * x0[:, None] + self._kicks(window)
         rows = torch.arange(len(x0), device=x0.device)
         begin = self.x[rows, window.at.clamp(max=len(self.rule))]
-        path = self._frozen(window, begin, x0, kicks)
-        self.store(window, path)
+        self.store(window, self._follow(window, begin, push))
+
+    def _kicks(self, window: Window) -> Tensor:
+        """[B, W, ...], or 0"""
+        z = self._noise_of(window)
+        if z is None:
+            return self.x.new_zeros(())
+        spread = self.rule.spread[window.step]
+        return window.dense(spread.view((-1,) + (1,) * (z.dim() - 1)) * z)
+
+    def _follow(self, window: Window, begin: Tensor, push: Tensor) -> Tensor:
+        """[B, W, ...], x_{i+1} from x of the window's first step, if the
+        denoised image added ``push`` to what the step makes of x alone."""
+        by_x = self._of(window, self.rule.affine()[0])
+        first = by_x[:, 0] * begin
+        change = torch.cat([push[:, :1] + first[:, None], push[:, 1:]], 1)
+        return chain(change, by_x, None)
+
+    def _of(self, window: Window, table: Tensor) -> Tensor:
+        """[N] -> [B, W, 1, ...]"""
+        return table[window.index].view(
+            *window.index.shape, *[1] * (self.x.dim() - 2)
+        )
 
     def _noise_of(self, window: Window) -> Tensor | None:
         return (
             None if self.noise is None else self.noise[window.step, window.row]
         )
-
-
-class _Frozen:
-    r"""The chain if the denoised image were constant: x_{i+1} = c_i x_i +
-    k_i x0 + s_i z_i, all at once."""
-
-    def __init__(self, schedule: Schedule, x: Tensor):
-        per_noise = schedule.on_eps / schedule.noise
-        c = schedule.on_x + per_noise * schedule.scale[:-1]
-        k = schedule.on_x0 - per_noise * schedule.signal
-        # of a step that forgets its input, c = 0, no quotient may be taken
-        logs = c.clamp(min=1e-30).log().cumsum(0)
-        self.log = torch.cat([logs.new_zeros(1), logs]).to(x.device)
-        self.k = k.to(x)
-
-    def __call__(
-        self, window: Window, begin: Tensor, x0: Tensor, kicks: Tensor
-    ) -> Tensor:
-        """x_{i+1} of the steps of the window, [B, W, ...]."""
-        after = self.log[window.index + 1]
-        # [B, W, W]: what a kick at one step is worth after another
-        worth = (after[:, :, None] - after[:, None]).tril().exp()
-        worth = (worth.tril() * window.inside[:, None]).to(begin)
-        first = (after - self.log[window.at][:, None]).exp().to(begin)
-        push = self.k[window.index][..., None] * x0.flatten(1)[:, None]
-        path = first[..., None] * begin.flatten(1)[:, None]
-        path = path + worth @ (push + kicks.flatten(2))
-        return path.view(*window.inside.shape, *begin.shape[1:])
 
 
 def _span(x: Tensor, at: int, width: int) -> tuple[Tensor, Tensor]:
