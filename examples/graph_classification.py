@@ -27,6 +27,7 @@ from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GCN, GIN, GCNConv, global_mean_pool
 
 from torch_picard import PicardConv
+from torch_picard.nn.smoothing_linear import SmoothingLinear
 
 FOLDS = 10
 SCALES = {
@@ -55,9 +56,11 @@ class Classifier(nn.Module):
         super().__init__()
         self.encoder = nn.Linear(features, hidden)
         if kind == "picard":
+            conv = GCNConv(hidden, hidden)
+            conv.lin = SmoothingLinear(hidden, lam=0.8, beta=1.0)
             self.body: nn.Module = PicardConv(
-                GCNConv(hidden, hidden), alpha=0.5, max_iter=40, rtol=1e-3,
-                inject=True, activation="tanh",
+                conv, alpha=0.0, max_iter=40, rtol=1e-3, inject=True,
+                activation="relu",
             )  # fmt: skip
         else:
             self.body = {"gcn": GCN, "gin": GIN}[kind](hidden, hidden, 3)

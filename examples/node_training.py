@@ -23,8 +23,14 @@ FOLDERS = {
 }
 
 
-def load(name: str, root: str | None = None, cache: str | None = None) -> Data:
-    """The graph `name` with boolean masks of shape [N].
+def load(
+    name: str,
+    root: str | None = None,
+    cache: str | None = None,
+    split: int = 0,
+) -> Data:
+    """The graph `name` with boolean masks of shape [N]; of one that comes
+    with ten splits, the one asked for.
 
     `root` (else TORCH_PICARD_DATA) is a folder with raw files; it is copied
     to `cache` (else a folder of the system's temporary directory) and never
@@ -57,8 +63,8 @@ def load(name: str, root: str | None = None, cache: str | None = None) -> Data:
     from torch_geometric.datasets import HeterophilousGraphDataset
 
     data = HeterophilousGraphDataset(base, name)[0]
-    for split in ("train_mask", "val_mask", "test_mask"):
-        data[split] = data[split][:, 0]  # the first of its ten splits
+    for part in ("train_mask", "val_mask", "test_mask"):
+        data[part] = data[part][:, split]
     return data
 
 

@@ -167,9 +167,10 @@ def test_itergnn_keeps_graphs_of_a_batch_apart():
 def test_chains_run(monkeypatch, tmp_path, capsys):
     import chains
 
-    line = ["chains.py", "--lengths", "4", "--runs", "1", "--epochs", "4"]
+    line = ["chains.py", "--lengths", "4", "--seeds", "1", "--epochs", "4"]
+    line += ["--workers", "1", "--out"]
     picture = tmp_path / "chains.png"
-    monkeypatch.setattr("sys.argv", [*line, "--picture", str(picture)])
+    monkeypatch.setattr("sys.argv", [*line, str(tmp_path)])
     chains.main()
     assert "PicardConv" in capsys.readouterr().out
     assert picture.exists()
