@@ -63,7 +63,7 @@ class Trajectory:
         self.rule, self.noise = schedule.to(x), noise
         self.times = schedule.times.to(x.device)
         self._window = min(window, len(schedule))
-        self._given: tuple[Tensor, Tensor] | None = None
+        self._given: Tensor | None = None
         if start is None:
             shape = (len(x), len(schedule) + 1, *x.shape[1:])
             self.x = x.new_zeros(shape)
@@ -71,9 +71,9 @@ class Trajectory:
             first = Window(*_span(x, 0, self._window), self._window)
             self._guess(first, torch.zeros_like(x))
         else:
-            self.x = _checked_trajectory(start, schedule, x)
+            self._given = _checked_trajectory(start, schedule, x)
+            self.x = self._given.clone()
             self.x[:, 0] = x
-            self._given = self._given_at(_span(x, self._window, 0)[0])
 
     @property
     def sample(self) -> Tensor:
@@ -115,34 +115,34 @@ class Trajectory:
         end = window.at + window.width
         more = torch.minimum(moved, len(self.rule) - end) * active
         fresh = Window(end, more, self._window)
+        if not len(fresh.row):
+            return
         rows = torch.arange(len(end), device=end.device)
         last = (window.width - 1).clamp(min=0)
         image = torch.nan_to_num(x0[rows, last], posinf=0.0, neginf=0.0)
         if self._given is None:
             self._guess(fresh, image)
             return
-        was, showed = self._given
-        now = self._given_at(end + more)
+        was, showed = self._given_at(end)
+        by_image = self._of(fresh, self.rule.affine()[1])
         change = self._follow(
             fresh,
             torch.nan_to_num(self.x[rows, end] - was),
-            self._of(fresh, self.rule.affine()[1]) * (image - showed)[:, None],
+            by_image * (image - showed)[:, None],
         )
         self.store(fresh, self.images(fresh) + change)
-        keep = (more > 0).view((-1,) + (1,) * (x0.dim() - 2))
-        self._given = tuple(
-            torch.where(keep, new, old) for new, old in zip(now, (was, showed))
-        )  # type: ignore[assignment]
 
     def _given_at(self, end: Tensor) -> tuple[Tensor, Tensor]:
-        """x_end and the denoised image of the step before it."""
-        window = Window(end - 1, torch.ones_like(end), 1)
-        by_x, by_image = (
-            self._of(window, part) for part in self.rule.affine()
-        )
-        x = self.images(window)
-        plain = by_x * self.inputs(window) + self._kicks(window)
-        return x[:, 0], ((x - plain) / by_image)[:, 0]
+        """x_end of the trajectory that was given, and the denoised image of
+        the step before it."""
+        assert self._given is not None
+        step = Window((end - 1).clamp(min=0), torch.ones_like(end), 1)
+        by_x, by_image = (self._of(step, part) for part in self.rule.affine())
+        rows = step.row
+        x = self._given[rows, step.step + 1]
+        plain = by_x * self._given[rows, step.step][:, None]
+        plain = plain + self._kicks(step)
+        return x, (x - plain[:, 0]) / by_image[:, 0]
 
     def _guess(self, window: Window, x0: Tensor) -> None:
         by_image = self._of(window, self.rule.affine()[1])
@@ -194,4 +194,4 @@ def _checked_trajectory(start: Any, schedule: Schedule, x: Tensor) -> Tensor:
         )
     if not bool(torch.isfinite(start).all()):
         raise ValueError("start holds a NaN or an infinity")
-    return start.detach().to(x).transpose(0, 1).clone()
+    return start.detach().to(x).transpose(0, 1)
