@@ -32,10 +32,10 @@ MODELS = {
     "no graph": ("without", "GCN", {"depth": 0}),
     "GCN, 5 layers": ("without", "GCN", {"depth": 5}),
     "GCN, IterGNN": ("IterGNN", "GCN", {"max_iter": 10}),
-    "GCN, PIGN": ("PIGN", "GCN", {"max_iter": 10, "activation": "relu"}),
+    "GCN, PIGN": ("PIGN", "GCN", {"max_iter": 10}),
     "SAGE, 5 layers": ("without", "SAGE", {"depth": 5}),
     "SAGE, IterGNN": ("IterGNN", "SAGE", {"max_iter": 10}),
-    "SAGE, PIGN": ("PIGN", "SAGE", {"max_iter": 10, "activation": "relu"}),
+    "SAGE, PIGN": ("PIGN", "SAGE", {"max_iter": 10}),
 }
 
 

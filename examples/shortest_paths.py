@@ -264,6 +264,7 @@ def picture(path: Path, view: View, sizes: list[int]) -> None:
     left.axvline(30, color="grey", linestyle=":")
     left.set(xscale="log", yscale="log", xlabel="nodes", ylabel="error [%]")
     left.set_xticks(sizes, sizes)
+    left.minorticks_off()
     left.legend()
     for size in sizes:
         hops = [data.hops for data in strips(size, TESTED, 1000)]

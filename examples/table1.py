@@ -10,9 +10,9 @@ split); ``--data pascal`` is PascalVOC-SP, the paper's, by PyG's LRGBDataset.
 
 GCN, GAT and GraphSAGE, each as
 
-    without   a stack of layers, with residuals
+    without   a stack of layers: x + layer(x)
     IterGNN   one layer, iterated, with a learned soft stop
-    PIGN      one layer, iterated towards a fixed point, input injected
+    PIGN      one layer, iterated towards x = x0 + layer(x)
 
 all of the width at which they have the same number of parameters, all with
 batch normalisation, and all with the same search: TRIALS settings are drawn
@@ -54,7 +54,6 @@ RANGES = {
     "PIGN": {
         "max_iter": [4, 8],
         "alpha": [0.0, 0.3],
-        "activation": ["relu", "tanh"],
         "lr": [5e-3, 1e-2],
     },
 }
@@ -109,20 +108,30 @@ def from_npz(path: Path) -> list[Data]:
     ]
 
 
+class Layer(nn.Module):
+    def __init__(self, conv: nn.Module, width: int):
+        super().__init__()
+        self.conv, self.norm = conv, nn.BatchNorm1d(width)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.norm(self.conv(x, edge_index)).relu()
+
+
 class Stack(nn.Module):
     def __init__(self, sizes: tuple, conv, depth: int):
         super().__init__()
         width = sizes[1]
         self.encoder = nn.Linear(sizes[0], width)
         self.norm = nn.BatchNorm1d(width)
-        self.convs = nn.ModuleList(conv(width) for _ in range(depth))
-        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in self.convs)
+        self.layers = nn.ModuleList(
+            Layer(conv(width), width) for _ in range(depth)
+        )
         self.decoder = nn.Linear(width, sizes[2])
 
     def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor) -> Tensor:
         x = self.norm(self.encoder(x)).relu()
-        for conv, norm in zip(self.convs, self.norms):
-            x = x + norm(conv(x, edge_index)).relu()
+        for layer in self.layers:
+            x = x + layer(x, edge_index)
         return self.decoder(x)
 
 
@@ -140,9 +149,11 @@ def build(kind: str, conv: str, sizes: tuple, options: dict) -> nn.Module:
             *sizes, square, norm=norm, input_dropout=0.0, dropout=0.0,
             **options,
         )  # fmt: skip
-    return PIGN(
-        *sizes, square, norm=norm, inner_norm=norm, dropout=0.0, **options
-    )
+
+    def layer(width: int) -> nn.Module:
+        return Layer(square(width), width)
+
+    return PIGN(*sizes, layer, norm=norm, dropout=0.0, **options)
 
 
 def width_for(target: int, make) -> int:

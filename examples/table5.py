@@ -1,7 +1,7 @@
 """Table 5 of the paper beside what node_classification.py measured.
 
-python examples/table5.py            # reads benchmarks/results
-python examples/table5.py --rst      # the tables of the documentation
+python examples/table5.py               # reads benchmarks/results
+python examples/table5.py --write FILE  # the tables of the documentation
 """
 
 import argparse
