@@ -337,7 +337,7 @@ def picture(path: Path, view: View) -> None:
         )
     axis.set_xticks(range(len(CONVS)), list(CONVS))
     axis.set_ylabel("test macro-F1")
-    axis.legend()
+    axis.legend(loc="lower right", framealpha=1)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
