@@ -320,7 +320,7 @@ void propagate(Tensor rowptr, Tensor col, MaybeTensor value, Tensor h,
 void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
   using torch::stable::detail::from;
   StableIValue stack[3] = {from(a), from(b), from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::mm", "out", stack, TORCH_ABI_VERSION));
   torch::stable::detail::to<Tensor>(stack[0]);  // to let go of it
 }

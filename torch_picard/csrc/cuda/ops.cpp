@@ -33,7 +33,7 @@ struct Call {
   explicit Call(const Tensor& t) : like(t), guard(t.get_device_index()) {
     place.device = t.get_device_index();
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(
+    TORCH_ERROR_CODE_CHECK(
         aoti_torch_get_current_cuda_stream(place.device, &stream));
     place.stream = static_cast<cudaStream_t>(stream);
     place.scratch = [this](int64_t size) {
