@@ -67,7 +67,7 @@ def plan(
         graph, value = rows_of(owner, conv, form, x, edge_index, weight)
     except Unknown as unknown:
         return _own(conv, x, edge_index, args, kwargs, f, activation,
-                    str(unknown), chosen)  # fmt: skip
+                    unknown.args[0], chosen)  # fmt: skip
     if form.restart and value is None:
         value = x.new_ones(graph.col.numel())
     name = "none" if activation is None else _name_of(activation)
