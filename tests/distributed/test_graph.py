@@ -6,6 +6,7 @@ import shutil
 import signal
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch_geometric import nn as pyg
 from torch_geometric import typing
 from torch_geometric.utils import to_undirected
 
+from tests.nn.graphs import FAR
 from torch_picard import (
     PIGN,
     Anderson,
@@ -348,41 +350,10 @@ def test_a_silent_process_is_given_up_after_the_time_out(processes):
         assert "or did not answer within the time-out" in error
 
 
-class Centred(nn.Module):
-    """Minus the mean over all nodes, which no process knows."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = pyg.SAGEConv(WIDTH, WIDTH)
-
-    def forward(self, x, edge_index):
-        return self.conv(x - x.mean(0), edge_index)
-
-
-class TwoHops(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = pyg.SAGEConv(WIDTH, WIDTH)
-
-    def forward(self, x, edge_index):
-        return self.conv(self.conv(x, edge_index), edge_index)
-
-
 REFUSED = [
     (lambda: pyg.SGConv(WIDTH, WIDTH, K=2), "further than one hop"),
     (lambda: pyg.APPNP(K=5, alpha=0.1), "further than one hop"),
-    (TwoHops, "further than one hop"),
-    (Centred, "further than one hop"),
-    (
-        lambda: pyg.GPSConv(
-            WIDTH, pyg.SAGEConv(WIDTH, WIDTH), heads=1, norm=None
-        ),
-        "further than one hop",
-    ),
-    (
-        lambda: pyg.DirGNNConv(pyg.SAGEConv(WIDTH, WIDTH)),
-        "further than one hop",
-    ),
+    *[(partial(far, WIDTH), "further than one hop") for far in FAR.values()],
     (
         lambda: nn.ModuleList([pyg.SAGEConv(3, 3), nn.BatchNorm1d(3)]),
         "conv holds BatchNorm1d",

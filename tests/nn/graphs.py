@@ -4,11 +4,14 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import (
     APPNP,
+    ChebConv,
+    DirGNNConv,
     GATConv,
     GATv2Conv,
     GCNConv,
     GINConv,
     GINEConv,
+    GPSConv,
     GraphConv,
     LGConv,
     MessagePassing,
@@ -107,3 +110,35 @@ def algorithm_1(conv, x, *args, alpha=0.5, n, activation=None, f=None):
         z = z if activation is None else activation(z)
         x = alpha * x + (1 - alpha) * z
     return x
+
+
+class TwoHops(torch.nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = SAGEConv(channels, channels)
+
+    def forward(self, x, edge_index):
+        return self.conv(self.conv(x, edge_index), edge_index)
+
+
+class Centred(torch.nn.Module):
+    """Minus the mean over all nodes, which no part of the graph knows."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = SAGEConv(channels, channels)
+
+    def forward(self, x, edge_index):
+        return self.conv(x - x.mean(0), edge_index)
+
+
+#: what looks further than the neighbours that a node hears from
+FAR = {
+    "two hops": TwoHops,
+    "a mean over all": Centred,
+    "attention to all": lambda c: GPSConv(
+        c, SAGEConv(c, c), heads=1, norm=None
+    ),
+    "outgoing edges": lambda c: DirGNNConv(SAGEConv(c, c)),
+    "degrees of outgoing edges": lambda c: ChebConv(c, c, K=2),
+}

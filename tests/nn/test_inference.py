@@ -13,6 +13,7 @@ from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 
 from benchmarks import _memory
+from tests.nn.graphs import FAR
 from torch_picard import (
     PIGN,
     Anderson,
@@ -338,40 +339,9 @@ def test_wrong_calls(change, error, text):
         )  # fmt: skip
 
 
-class TwoHops(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = pyg.SAGEConv(WIDTH, WIDTH)
-
-    def forward(self, x, edge_index):
-        return self.conv(self.conv(x, edge_index), edge_index)
-
-
-class Centred(nn.Module):
-    """Minus the mean over all nodes, which no chunk knows."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = pyg.SAGEConv(WIDTH, WIDTH)
-
-    def forward(self, x, edge_index):
-        return self.conv(x - x.mean(0), edge_index)
-
-
-FAR = {
-    "two hops": TwoHops,
-    "a mean over all": Centred,
-    "attention to all": lambda: pyg.GPSConv(
-        WIDTH, pyg.SAGEConv(WIDTH, WIDTH), heads=1, norm=None
-    ),
-    "outgoing edges": lambda: pyg.DirGNNConv(pyg.SAGEConv(WIDTH, WIDTH)),
-    "degrees of outgoing edges": lambda: pyg.ChebConv(WIDTH, WIDTH, K=2),
-}
-
-
 @pytest.mark.parametrize("name", FAR)
 def test_what_looks_further_than_a_chunk_is_refused(name):
-    data, block = graph(), picard(FAR[name])
+    data, block = graph(), picard(lambda: FAR[name](WIDTH))
     with torch.no_grad():
         want = block(data.x, data.edge_index)
     got = picard_inference(block, data, progress=False)
