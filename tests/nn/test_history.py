@@ -6,10 +6,12 @@ import torch_geometric.transforms as T
 from torch_geometric import nn as pyg
 from torch_geometric import typing
 from torch_geometric.data import Batch, Data
+from torch_geometric.loader import ClusterData, ClusterLoader
 from torch_geometric.nn import GCNConv, SAGEConv
 from torch_geometric.utils import k_hop_subgraph
 
 from torch_picard import Implicit, PicardConv
+from torch_picard.distributed import partition
 from torch_picard.nn import StoredPicard, num_hops
 
 WIDTH = 5
@@ -225,6 +227,34 @@ def test_a_degree_that_was_not_sampled_is_missing():
     want = block(data.x, data.edge_index)[seeds]
     got = block(data.x[n_id], edge_index)[:3]
     assert (got - want).abs().max() > 1e-3
+
+
+class Clusters(ClusterData):
+    """PyG's, with our partition where METIS is missing."""
+
+    def _metis(self, edge_index, num_nodes):
+        return partition(edge_index, num_nodes, self.num_parts)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("merged", [1, 2])
+def test_cluster_batches_have_the_fixed_point_without_the_edges_cut(merged):
+    data, block = graph(80), picard()
+    data.n_id = torch.arange(80)
+    clusters = Clusters(data, 4, log=False)
+    whole = block(data.x, data.edge_index, data.edge_weight)
+    seen = []
+    for batch in ClusterLoader(clusters, batch_size=merged):
+        inside = torch.isin(data.edge_index, batch.n_id).all(0)
+        assert 0 < int(inside.sum()) < data.num_edges
+        want = block(
+            data.x, data.edge_index[:, inside], data.edge_weight[inside]
+        )[batch.n_id]
+        got = block(batch.x, batch.edge_index, batch.edge_weight)
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+        assert (got - whole[batch.n_id]).abs().max() > 1e-3
+        seen.append(batch.n_id)
+    assert torch.cat(seen).sort().values.equal(data.n_id)
 
 
 @torch.no_grad()
