@@ -8,8 +8,8 @@ PicardConv(GCNConv) with injection, in which each graph of a batch stops by
 itself. Pooling is the mean over nodes; all options are fixed beforehand, the
 same for all models, and the accuracy is that after the last epoch, so nothing
 is chosen on a test fold. Beside it: the share of the largest class. FOLDER
-holds tu/MUTAG and tu/PROTEINS; else PyG downloads them. Prints a table; a run
-that was interrupted goes on.
+holds tu/MUTAG and tu/PROTEINS; else PyG downloads them. Prints a table and
+saves a picture; a run that was interrupted goes on.
 """
 
 import os
@@ -139,6 +139,30 @@ def table(view: View) -> Table:
     return rows
 
 
+def picture(path: Path, view: View, dataset: TUDataset) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
+    for i, kind in enumerate(MODELS):
+        left.boxplot(view.errors((kind,), 0), positions=[i], widths=0.6)
+    left.set_xticks(range(len(MODELS)), ["GCN", "GIN", "PicardConv"])
+    left.set(ylabel="accuracy of a fold [%]")
+    counts = [run["iterations"] for run in view.runs(("picard",))]
+    sizes = [data.num_nodes for data in dataset]
+    labels = torch.cat([data.y for data in dataset])
+    for test, found in zip(folds(labels), counts):
+        nodes = [sizes[i] for i in test.sort().values]
+        right.plot(nodes, found, ".", color="C0", alpha=0.3)
+    right.set(xlabel="nodes of a graph", ylabel="its iterations", xscale="log")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def main() -> None:
     options = parser(__doc__, "graph_classification", SCALES)
     options.add_argument(
@@ -150,7 +174,7 @@ def main() -> None:
     if args.epochs is not None:
         setting["epochs"] = args.epochs
     name = args.dataset
-    count = len(load(name))  # once, before the processes start
+    dataset = load(name)  # once, before the processes start
     runs = Runs(args.out / f"graphs_{name}_{args.scale}.json", setting)
     todo = {
         key((kind,), fold): (kind, fold, name, setting)
@@ -158,9 +182,13 @@ def main() -> None:
         for kind in MODELS
     }
     runs.complete(todo, run, args.workers)
-    title = f"{name}, {count} graphs, {FOLDS} folds, mean ± sd over folds"
-    found = {title: table(View(runs.results, FOLDS))}
-    report(found, args.write, f"graphs_{name.lower()}")
+    view = View(runs.results, FOLDS)
+    title = f"{name}, {len(dataset)} graphs, {FOLDS} folds, mean ± sd of folds"
+    stem = f"graphs_{name.lower()}"
+    report({title: table(view)}, args.write, stem)
+    path = (args.write or args.out) / f"{stem}.png"
+    picture(path, view, dataset)
+    print(f"Picture: {path}")
 
 
 if __name__ == "__main__":

@@ -33,3 +33,4 @@ def test_a_run(monkeypatch, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "MUTAG, 188 graphs, 10 folds" in printed
     assert "PicardConv(GCNConv)" in printed
+    assert (tmp_path / "graphs_mutag.png").stat().st_size > 5000
