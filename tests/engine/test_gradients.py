@@ -9,6 +9,7 @@ from torch_picard import (
     Anderson,
     Broyden,
     Implicit,
+    NewtonKrylov,
     Picard,
     Unrolled,
     fixed_point,
@@ -324,3 +325,52 @@ def test_checkpointing_stores_less():
         return count
 
     assert saved(Unrolled(checkpoint=True)) < 0.5 * saved(Unrolled())
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("mate", ["ended at once", "NaN", "usual"])
+def test_mates_that_end_first_do_not_change_a_gradient(
+    method, mate, checkpoint
+):
+    """At a usual tolerance, where the last update decides; that of a mate
+    whose solve fails is not asked for."""
+    torch.manual_seed(0)
+    weight = torch.randn(20, 20, dtype=torch.float64) / 20**0.5
+    weight = (0.7 * weight).requires_grad_()
+    b = torch.randn(4, 20, dtype=torch.float64)
+    b *= torch.tensor([[1.0], [20.0], [0.01], [3.0]])
+    if mate == "ended at once":
+        b[1] = 0.0
+    elif mate == "NaN":
+        b[1] = torch.nan
+
+    def solve(b):
+        return fixed_point(
+            lambda x: torch.tanh(x @ weight) + b, torch.zeros_like(b),
+            method=method, gradient=Unrolled(checkpoint=checkpoint),
+            segments="leading", rtol=1e-4, max_iter=200, on_failure="ignore",
+        )  # fmt: skip
+
+    others = [0, 2, 3]
+    together = solve(b)
+    assert len(set(together.iterations.tolist())) > 1
+    loss = together.value[others].square().sum()
+    (g,) = torch.autograd.grad(loss, weight)
+    alone = [solve(b[i : i + 1]) for i in others]
+    want = torch.autograd.grad(
+        sum(s.value.square().sum() for s in alone), weight
+    )[0]
+    torch.testing.assert_close(g, want, rtol=1e-8, atol=1e-10)
+
+
+def test_one_unknown_by_newton():
+    """GMRES needs one product, and what is left of the second is exactly 0."""
+    a = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    s = fixed_point(
+        lambda x: a * x + 1, torch.zeros(1, dtype=torch.float64),
+        method=NewtonKrylov(),
+    )  # fmt: skip
+    (g,) = torch.autograd.grad(s.value.sum(), a, create_graph=True)
+    torch.testing.assert_close(g.item(), 4.0)
+    (g,) = torch.autograd.grad(g, a)
+    torch.testing.assert_close(g.item(), 16.0)

@@ -107,7 +107,7 @@ def _cycle(
     budget: int,
 ) -> KrylovResult:
     """One Arnoldi run of up to ``budget`` products."""
-    beta = space.dot(b, b).sqrt()
+    beta = _root(space.dot(b, b))
     basis = [space.scale(_reciprocal(beta), b)]
     columns: list[list[Tensor]] = []
     givens = _Givens(_host(beta), budget)
@@ -125,7 +125,7 @@ def _cycle(
             c = space.dot(v, w)
             column[i] = column[i] + c
             w = space.axpy(-c, v, w)
-        height = space.dot(w, w).clamp(min=0).sqrt()
+        height = _root(space.dot(w, w))
         column.append(height)
         columns.append(column)
         known = np.stack([_host(c) for c in column])
@@ -196,6 +196,15 @@ def _least_squares(
         sigma = torch.linalg.svdvals(h).gather(1, last)[:, 0]
         inverse = torch.where(used > 0, 1 / sigma, torch.zeros_like(sigma))
     return y[:, :, 0], inverse.cpu().numpy()
+
+
+def _root(c: Tensor) -> Tensor:
+    """sqrt(c), and 0 with the derivative 0 where c is 0 (or below)."""
+    safe = torch.where(c > 0, c, torch.ones_like(c))
+    # written so that NaN stays NaN
+    return torch.where(
+        c <= 0, torch.zeros_like(c), torch.where(c > 0, safe.sqrt(), c)
+    )
 
 
 def _reciprocal(c: Tensor) -> Tensor:

@@ -134,6 +134,9 @@ class Monitor:
     def observe(self, here: Point, previous: Point | None) -> None:
         """Judge x_k by r(x_k) and |P(x_k)|."""
         r, norm = here.on_host()
+        sound = np.isfinite(r)
+        if not sound.all():
+            here.mend(self._tensor(sound))
         if self.some_ended:
             r = np.where(self.ended, self.residual, r)
             if norm is not None:

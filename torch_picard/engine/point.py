@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .space import Leaves, Space, sub
+from .space import Leaves, Space, detach, sub
 
 
 class Point:
@@ -56,6 +56,14 @@ class Point:
             self._f = sub(lift(self.z), lift(self.x))
         return self._f
 
+    def mend(self, sound: Tensor) -> None:
+        """P(x) = x from here on where ``sound`` [S] is false: a NaN would
+        reach the gradient of others through what they share (0 * NaN).
+        The residual remains what it is."""
+        rest = detach(self.x)
+        self.z = self.space.where(sound, self.z, rest)
+        self._f = None
+
 
 class Smoothed(Point):
     """An evaluation that a kernel has already smoothed: there may be no z.
@@ -96,6 +104,9 @@ class Smoothed(Point):
     def smoothed(self, *alpha: float | Tensor) -> Leaves:
         return self.y
 
+    def mend(self, sound: Tensor) -> None:
+        self.y = self.space.where(sound, self.y, detach(self.x))
+
 
 def _smoothed(x: Tensor, z: Tensor, alpha: float | Tensor) -> Tensor:
     if isinstance(alpha, Tensor):
@@ -116,7 +127,7 @@ def secant(
     |(I - J)^{-1}|: how many times larger than the residual the error is
     along the direction the iteration moves in.
     """
-    with torch.no_grad():
-        step = space.norm(sub(here.x, previous.x))
-        turn = space.norm(sub(here.f, previous.f))
+    # f is kept, and a method's step is made of it: so not under no_grad
+    step = space.norm(sub(here.x, previous.x))
+    turn = space.norm(sub(here.f, previous.f))
     return step, step / turn
