@@ -3,10 +3,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd import gradcheck, gradgradcheck
 from torch_geometric.nn import GraphConv
 from torch_geometric.utils import to_torch_csr_tensor, to_undirected
 
-from torch_picard import Anderson, Implicit
+from torch_picard import Anderson, Implicit, Unrolled
 from torch_picard.datasets import DigitsGraph
 from torch_picard.nn import PIGN
 
@@ -198,3 +199,54 @@ def test_trains_with_its_defaults():
     model.eval()
     hit = model(data.x, data.edge_index).argmax(-1) == data.y
     assert float(hit[data.test_mask].float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("conv", ["gcn", "gat", "sage"])
+def test_recomputing_gives_the_same_gradients(conv):
+    x = torch.randn(6, 5)
+    edge_index = torch.randint(6, (2, 14))
+    grads = []
+    for gradient in (Unrolled(), Unrolled(checkpoint=True)):
+        torch.manual_seed(0)
+        model = PIGN(5, 8, 3, conv, gradient=gradient)
+        model(x, edge_index).square().sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("conv", ["gcn", "sage"])
+def test_implicit_gradients_by_differences(conv):
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    edge_index = torch.tensor([[0, 1, 2, 3, 1], [1, 0, 3, 2, 3]])
+    model = PIGN(
+        3, 4, 2, conv, dropout=0.0, rtol=1e-12, max_iter=500,
+        gradient=Implicit(rtol=1e-12, max_iter=500), encoder_activation="tanh",
+    ).double()  # fmt: skip
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.1 * torch.randn_like(p)
+
+    def solve(x, *weights):  # which are those of the model
+        return model(x, edge_index)
+
+    weights = list(model.parameters())
+    assert gradcheck(solve, (x, *weights))
+    assert gradgradcheck(solve, (x, *weights))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("conv", ["gcn", "gat", "sage"])
+def test_half_precision(conv, dtype):
+    torch.manual_seed(0)
+    x = torch.randn(6, 5)
+    edge_index = torch.randint(6, (2, 14))
+    model = PIGN(5, 8, 3, conv, rtol=1e-2).eval()
+    with torch.no_grad():
+        want = model(x, edge_index)
+    out = model.to(dtype)(x.to(dtype), edge_index)
+    assert out.dtype == dtype
+    out.float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    torch.testing.assert_close(out.float(), want, rtol=0.1, atol=0.1)

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from torch_picard.engine.held import held_weights
 from torch_picard.nn.smoothing_linear import SmoothingLinear
 
 
@@ -53,7 +54,7 @@ def test_bound_holds_while_training():
 
 def test_held_weight_is_computed_once_and_let_go():
     lin = SmoothingLinear(4, 0.9, 0.5)
-    with lin.held():
+    with held_weights(lin):
         assert lin.weight is lin.weight
         lin(torch.randn(3, 4)).sum().backward()
     assert lin.weight is not lin.weight

@@ -2,30 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Module
 from torch.nn.utils import parametrize
 
 
+class Computed(Module):
+    """A module with a weight that is computed from its parameters."""
+
+    #: what :attr:`weight` is for the time of a solve
+    held: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        return self.computed() if self.held is None else self.held
+
+    def computed(self) -> Tensor:
+        raise NotImplementedError
+
+
+Held = Sequence[tuple[Computed, Tensor]]
+
+_HELD: ContextVar[Held] = ContextVar("held", default=())
+
+
+def held_now() -> Held:
+    """The weights that :func:`held_weights` holds."""
+    return _HELD.get()
+
+
+def are_in_place(held: Held) -> bool:
+    return all(module.held is weight for module, weight in held)
+
+
+@contextmanager
+def put_in_place(held: Held) -> Iterator[None]:
+    """Within, these weights are held: the backward pass may evaluate P when
+    the solve is over."""
+    before = [module.held for module, _ in held]
+    for module, weight in held:
+        module.held = weight
+    try:
+        yield
+    finally:
+        for (module, _), weight in zip(held, before):
+            module.held = weight
+
+
 @contextmanager
 def held_weights(operator: Any) -> Iterator[None]:
-    """Within, parametrised weights (``torch.nn.utils.parametrize``) of a
-    module are what they are on entry, with the gradient that they have
-    there: a solve may run without one and attach it afterwards. Some
-    parametrisations, such as torch's spectral norm in training, also change
-    at every access. What is no module is left alone."""
-    known = isinstance(operator, Module)
-    modules = operator.modules() if known else ()
+    """Within, computed weights of a module (:class:`Computed` and
+    ``torch.nn.utils.parametrize``) are what they are on entry, with the
+    gradient that they have there: a solve may run without one and attach it
+    afterwards. Some parametrisations, such as torch's spectral norm in
+    training, also change at every access. What is no module is left alone."""
+    modules = list(operator.modules()) if isinstance(operator, Module) else ()
+    found = [m for m in modules if isinstance(m, Computed) and m.held is None]
+    own = tuple((m, m.computed()) for m in found)
+    compiling = torch.compiler.is_compiling()
     parts = [m for m in modules if parametrize.is_parametrized(m)]
-    if not parts or torch.compiler.is_compiling():
+    if not own and (not parts or compiling):
         yield
         return
-    with parametrize.cached():
-        for part in parts:
-            for name in part.parametrizations:
-                getattr(part, name)
-        yield
+    with put_in_place(own):
+        if compiling:
+            yield
+            return
+        token = _HELD.set((*_HELD.get(), *own))
+        try:
+            if not parts:
+                yield
+                return
+            with parametrize.cached():
+                for part in parts:
+                    for name in part.parametrizations:
+                        getattr(part, name)
+                yield
+        finally:
+            _HELD.reset(token)

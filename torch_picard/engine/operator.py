@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from ..ops import fused
+from .held import are_in_place, held_now, put_in_place
 from .point import Point, Smoothed
 from .randomness import FrozenRandomness, ReplayedDraws
 from .space import Leaves, Space
@@ -67,6 +68,7 @@ class Evaluator:
                 self._autocast = _autocast(space.device.type)
             if parametrize._cache_enabled:
                 self._weights = parametrize._cache
+            self._held = held_now()
 
     def __call__(self, x: Leaves) -> Leaves:
         """P(x)."""
@@ -149,9 +151,12 @@ class Evaluator:
             stack.enter_context(self._autocast())
         if self._weights is not None:
             stack.enter_context(_cached(self._weights))
+        if not are_in_place(self._held):  # in the backward pass
+            stack.enter_context(put_in_place(self._held))
 
     def _apply(self, *x: Tensor) -> Leaves:
-        if self._frozen.idle and self._autocast is self._weights is None:
+        plain = self._frozen.idle and self._autocast is self._weights is None
+        if plain and are_in_place(self._held):
             return self._guarded(x)
         with ExitStack() as stack:
             self._enter(stack)

@@ -1,7 +1,6 @@
 """PIGN: encoder, Picard-iterated graph convolution, decoder."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
@@ -213,18 +212,9 @@ class PIGN(Module):
             **kwargs: Further arguments of the conv.
         """
         x = self.encode(x)
-        with ExitStack() as stack:
-            for module in self.block.modules():
-                if isinstance(module, SmoothingLinear):
-                    stack.enter_context(module.held())
-            x, solution = self.block(
-                x,
-                edge_index,
-                *args,
-                batch=batch,
-                return_solution=True,
-                **kwargs,
-            )
+        x, solution = self.block(
+            x, edge_index, *args, batch=batch, return_solution=True, **kwargs
+        )
         x = F.dropout(x, self.dropout, self.training)
         x = self.decoder(x)
         return (x, solution) if return_solution else x

@@ -1,15 +1,14 @@
 """A weight for iterated convs that cannot make them expand."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Parameter
+
+from ..engine.held import Computed
 
 
-class SmoothingLinear(Module):
+class SmoothingLinear(Computed):
     r"""A square linear map without bias, :math:`\mathbf{x}
     \mathbf{W}^{\top}`, whose weight is a learned deviation from a multiple
     of the identity and never expands by more than :obj:`lam`:
@@ -48,34 +47,22 @@ class SmoothingLinear(Module):
         self.lam = lam
         self.beta = beta
         self.deviation = Parameter(torch.empty(channels, channels))
-        self._held: Tensor | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Resets the weight to a multiple of the identity."""
         torch.nn.init.eye_(self.deviation)
 
-    @property
-    def weight(self) -> Tensor:
-        """The weight, of shape [F, F]."""
-        return self._compute() if self._held is None else self._held
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Within, the weight is computed once, not once per iteration."""
-        self._held = self._compute()
-        try:
-            yield
-        finally:
-            self._held = None
-
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight)
 
-    def _compute(self) -> Tensor:
+    def computed(self) -> Tensor:
+        """The weight, of shape [F, F]; computed once a solve."""
         m = self.deviation
         eye = torch.eye(self.in_channels, dtype=m.dtype, device=m.device)
-        m = m / torch.linalg.matrix_norm(m, 2).clamp(min=1.0)
+        wide = torch.promote_types(m.dtype, torch.float32)
+        size = torch.linalg.matrix_norm(m.to(wide), 2).to(m.dtype)
+        m = m / size.clamp(min=1.0)
         return self.lam * ((1.0 - self.beta) * eye + self.beta * m)
 
     def extra_repr(self) -> str:
