@@ -215,6 +215,7 @@ def test_recomputing_gives_the_same_gradients(conv):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conv", ["gcn", "sage"])
 def test_implicit_gradients_by_differences(conv):
     torch.manual_seed(0)
@@ -234,6 +235,24 @@ def test_implicit_gradients_by_differences(conv):
     weights = list(model.parameters())
     assert gradcheck(solve, (x, *weights))
     assert gradgradcheck(solve, (x, *weights))
+
+
+def test_implicit_gradients_of_implicit_gradients():
+    torch.manual_seed(0)
+    x = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    edge_index = torch.randint(6, (2, 14))
+    found = []
+    for gradient in (Unrolled(), Implicit(rtol=1e-12, max_iter=300)):
+        torch.manual_seed(1)
+        model = PIGN(
+            5, 8, 2, dropout=0.0, rtol=1e-12, max_iter=300, gradient=gradient
+        ).double()
+        out = model(x, edge_index).square().sum()
+        (g,) = torch.autograd.grad(out, x, create_graph=True)
+        weights = list(model.parameters())
+        found.append(torch.autograd.grad(g.square().sum(), weights))
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

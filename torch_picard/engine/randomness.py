@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch._dynamo.decorators import skip_code
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -121,3 +122,8 @@ class ReplayedDraws(TorchFunctionMode):
             self.drawn.append(draw())
         self.position += 1
         return self.drawn[self.position - 1]
+
+
+# It is traced within what it is called in. By itself, where the graph of a
+# caller breaks, it would be compiled for one function and taken for others.
+skip_code(ReplayedDraws.__torch_function__.__code__)

@@ -126,6 +126,7 @@ def solve(
     distance: Callable[[Any, Any], Tensor] | None = None,
     images: bool = False,
     called: str = "operator",
+    eager: bool = False,
 ) -> Solution:
     """:func:`fixed_point` with its options checked.
 
@@ -133,14 +134,24 @@ def solve(
     argument: the value is P(x_k) where it would be x_k, unless the
     evaluations ran out; tolerances of 0 are tolerances, not a fixed count.
     ``gradient=None``: of the last evaluation alone, at the x it was made at.
-    ``called``: what errors call the operator.
+    ``called``: what errors call the operator. ``eager``: torch.compile is
+    known to keep out.
     """
+    counted = rtol == 0 and atol == 0 and not images
+    # A caller that is compiled in pieces, because something in it breaks its
+    # graph, runs this frame as it is: its parts are not compiled, either.
+    if not eager and not (counted and torch.compiler.is_compiling()):
+        return _eagerly(
+            operator, x0, method=method, max_iter=max_iter, rtol=rtol,
+            atol=atol, segments=segments, gradient=gradient,
+            on_failure=on_failure, callback=callback, distance=distance,
+            images=images, called=called, eager=True,
+        )  # fmt: skip
     warm = x0 if isinstance(x0, Solution) else None
     if warm is not None:
         x0 = tree_map(torch.detach, warm.value)
     space = Space(x0, segments, distance, called)
     checkpointed = isinstance(gradient, Unrolled) and gradient.checkpoint
-    counted = rtol == 0 and atol == 0 and not images
     with held_weights(operator):
         evaluate = Evaluator(operator, space, checkpointed, counted)
         watch: FixedCount | Monitor = (
@@ -184,6 +195,14 @@ def solve(
     if not counted:
         solution.report(on_failure, stacklevel=3)
     return solution
+
+
+@torch.compiler.disable(
+    reason="a solve that stops by itself decides on the host; fix the count "
+    "(rtol=0, atol=0) to have all of it in one graph, or compile P alone"
+)
+def _eagerly(*args: Any, **kwargs: Any) -> Solution:
+    return solve(*args, **kwargs)
 
 
 def _differentiable(
