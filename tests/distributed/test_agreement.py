@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from torch_picard import PicardConv, fixed_point
+from torch_picard import NewtonKrylov, PicardConv, fixed_point
 from torch_picard.distributed import agreed_stopping
 
 
@@ -47,6 +47,21 @@ def test_all_evaluate_until_the_last_is_done_and_nothing_moves(processes):
     assert all(same and count and ok for same, _, _, count, ok in found)
     assert found[0][1] == found[1][1] == max(found[0][2], found[1][2])
     assert found[0][2] < found[1][2]
+
+
+def by_newton(rank, world):
+    picard = PicardConv(Talking(0.5), method=NewtonKrylov(), inject=True)
+    x, edges = torch.ones(3, 2), torch.zeros(2, 0, dtype=torch.long)
+    with agreed_stopping():
+        try:
+            picard(x, edges)
+        except ValueError as error:
+            return str(error)
+
+
+def test_a_method_that_would_lose_step_is_refused(processes):
+    for text in processes(2, by_newton):
+        assert "method must make one evaluation a step" in text
 
 
 def ddp(rank, world):

@@ -366,6 +366,25 @@ REFUSED = [
 ]
 
 
+def norm_refused(rank, world):
+    edge_index, x, _ = graph()
+    place = PartitionedGraph(edge_index, len(x))
+    errors = []
+    for norm in ("BatchNorm", "GraphNorm", "PairNorm", "LayerNorm"):
+        model = PIGN(WIDTH, 8, 2, norm=norm).double()
+        try:
+            model(x[place.owned], place)
+            errors.append("")
+        except ValueError as error:
+            errors.append(str(error))
+    return errors
+
+
+def test_a_norm_over_all_nodes_is_refused(processes):
+    for errors in processes(2, norm_refused):
+        assert all("norm holds" in text for text in errors)
+
+
 def refused(rank, world):
     edge_index, x, _ = graph()
     place = PartitionedGraph(edge_index, len(x))

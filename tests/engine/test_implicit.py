@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from torch_picard import (
     Anderson,
+    ConvergenceWarning,
     Implicit,
     OneStep,
     Phantom,
@@ -247,3 +248,14 @@ def test_a_solve_within_a_solve():
     a = torch.tensor([0.1, 0.7], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(outer, (a,))
     assert torch.autograd.gradgradcheck(outer, (a,))
+
+
+def test_a_backward_solve_that_fails_is_called_that():
+    b = torch.ones(3, requires_grad=True)
+    s = fixed_point(
+        lambda x: 0.99 * x.roll(1) + b, torch.zeros(3),
+        method=Anderson(), max_iter=3000, gradient=Implicit(max_iter=2),
+    )  # fmt: skip
+    with pytest.warns(ConvergenceWarning, match="Backward solve of Implicit"):
+        s.value[0].backward()
+    assert "fixed_point" not in s.backward.describe()

@@ -9,7 +9,7 @@ import torch
 from torch_geometric.nn import GATConv, GCNConv, SAGEConv
 
 from tests.nn.graphs import CONVS, EDGES, features, make
-from torch_picard import Anderson, Implicit, Picard, PicardConv
+from torch_picard import PIGN, Anderson, Implicit, Picard, PicardConv
 
 
 def full(name="gcn"):
@@ -175,3 +175,23 @@ def test_training_lowers_a_loss():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PIGN(4, 6, 2, dropout=0.0),
+        lambda: PIGN(4, 6, 2, "sage", dropout=0.0, gradient=Implicit()),
+        lambda: PicardConv(GCNConv(4, 4), inject=True),
+        lambda: PicardConv(GATConv(4, 4), inject=True),
+    ],
+)
+def test_training_goes_on_after_inference_mode(make):
+    torch.manual_seed(0)
+    model, x = make(), features(4, 4).float()
+    with torch.inference_mode():
+        want = model(x, EDGES)
+    out = model(x, EDGES)
+    torch.testing.assert_close(out.detach(), want.clone())
+    out.square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())

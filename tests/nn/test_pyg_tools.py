@@ -509,3 +509,17 @@ def test_compiles_in_pieces(make, compile):
         found.append([out.detach(), *(p.grad for p in model.parameters())])
     for want, got in zip(*found):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_edge_types_of_to_hetero_stand_side_by_side():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = pyg.SAGEConv((-1, -1), 4)
+            self.second = pyg.SAGEConv((-1, -1), 4)
+
+        def forward(self, x, edge_index):
+            return self.second(self.first(x, edge_index).relu(), edge_index)
+
+    types = (["a", "b"], [("a", "to", "b"), ("b", "to", "a")])
+    assert num_hops(to_hetero(Two(), types)) == 2

@@ -17,10 +17,13 @@ from .space import Leaves, Space, detach, tree_map
 from .status import Status
 
 
-def all_done(done: bool, device: torch.device) -> bool:
+def own_all_done(done: bool, device: torch.device) -> bool:
     """Whether a solve may end that is done here; distributed.agreed_stopping
     asks the other processes as well."""
     return done
+
+
+all_done = own_all_done
 
 
 def iterate(
@@ -46,6 +49,11 @@ def iterate(
             watch.record(stats)
             solution = _counted(space, watch, None, None)
             return x, _completed(solution, evaluate, method, carry, {})
+    if all_done is not own_all_done and space.local and not method.lockstep:
+        raise ValueError(
+            "method must make one evaluation a step within agreed_stopping, "
+            f"as processes would make different numbers of them, got {method}"
+        )
     here = previous = None
     budget = evaluate.count + max_iter
     while evaluate.count < budget and not all_done(watch.done, space.device):

@@ -66,6 +66,8 @@ class Solution:
     method_state: Any = None
     rounds: int | None = None
     backward: Solution | None = None
+    #: what was solved
+    title: str = field(default="fixed_point", repr=False)
 
     @property
     def rate(self) -> Tensor:
@@ -117,7 +119,7 @@ class Solution:
                 f"(residual up to {residual:.3g}): {Status(code)}"
             )
         return (
-            f"fixed_point, {self.evaluations} evaluations:\n  "
+            f"{self.title}, {self.evaluations} evaluations:\n  "
             + "\n  ".join(lines)
         )
 

@@ -221,6 +221,10 @@ def _differentiable(
         owner = weakref.ref(solution)
 
         def report(backward: Solution) -> None:
+            backward.title = (
+                f"Backward solve of {gradient}, of which the options are to "
+                "be changed"
+            )
             forward = owner()
             if forward is not None:
                 forward.backward = backward

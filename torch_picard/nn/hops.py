@@ -27,7 +27,7 @@ def num_hops(model: torch.nn.Module) -> int:
     so many hops, compute edge weights on the whole graph.
 
     Modules are taken to be applied one after the other, once each; the convs
-    of a :class:`HeteroConv`, side by side.
+    of a :class:`HeteroConv` or of ``to_hetero``, side by side.
 
     Args:
         model: any module; 0 for one without message passing.
@@ -40,11 +40,19 @@ def num_hops(model: torch.nn.Module) -> int:
         return model.max_iter * num_hops(model.conv)
     if isinstance(model, AntiSymmetricConv):
         return model.num_iters * num_hops(model.phi)
+    if isinstance(model, torch.nn.ModuleDict) and _is_typed(model):
+        return max(num_hops(child) for child in model.values())
     inner = [num_hops(child) for child in model.children()]
     if isinstance(model, (HeteroConv, DirGNNConv)):
         return max(_flat(model), default=0)
     own = _own(model) if isinstance(model, MessagePassing) else 0
     return own + sum(inner)
+
+
+def _is_typed(convs: torch.nn.ModuleDict) -> bool:
+    """Whether to_hetero has made it: one conv for every edge type, named
+    a__to__b, side by side."""
+    return len(convs) > 0 and all(name.count("__") == 2 for name in convs)
 
 
 def _flat(model: torch.nn.Module) -> list[int]:

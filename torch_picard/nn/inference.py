@@ -279,7 +279,7 @@ def _checked(model: Any) -> PicardConv:
             f"alpha of the model must be one number, got {alpha.numel()}"
         )
     if isinstance(model, PIGN) and model.norm is not None:
-        check_pieces(model.norm, "in chunks")
+        check_pieces(model.norm, "in chunks", "norm")
     check_pieces(block.conv, "in chunks")
     return block
 

@@ -46,9 +46,9 @@ def options_set(conv: Any, options: dict[str, Any]) -> ExitStack:
     return stack
 
 
-def check_pieces(conv: Any, where: str) -> None:
+def check_pieces(conv: Any, where: str, name: str = "conv") -> None:
     """Refuses what cannot be computed piece by piece, ``where`` it is
-    tried: "on a PartitionedGraph".
+    tried: "on a PartitionedGraph". ``name`` is the argument.
 
     Raises:
         ValueError: says what, and what to use instead.
@@ -61,7 +61,7 @@ def check_pieces(conv: Any, where: str) -> None:
             graphwise = module.training or module.running_mean is None
         if isinstance(module, _GLOBAL) or graphwise:
             raise ValueError(
-                f"conv holds {kind}, whose statistics are over all nodes; "
+                f"{name} holds {kind}, whose statistics are over all nodes; "
                 f"{where} use a norm of each row, such as "
                 "LayerNorm(mode='node')"
             )

@@ -17,7 +17,9 @@ from torch_geometric.typing import Adj
 from ..engine.gradients import Gradient
 from ..engine.methods import Method
 from .feature_linear import FeatureLinear
+from .neighbourhood import check_pieces
 from .picard_conv import PicardConv
+from .sharded import Sharded
 from .smoothing_linear import SmoothingLinear
 
 
@@ -211,6 +213,8 @@ class PIGN(Module):
                 :class:`Solution`, too. (default: :obj:`False`)
             **kwargs: Further arguments of the conv.
         """
+        if isinstance(edge_index, Sharded) and self.norm is not None:
+            check_pieces(self.norm, "on a PartitionedGraph", "norm")
         x = self.encode(x)
         x, solution = self.block(
             x, edge_index, *args, batch=batch, return_solution=True, **kwargs

@@ -73,6 +73,9 @@ def rows_of(
     key = _key_of(conv, form, x, edge_index, weight)
     if owner is None:
         key = None
+    if key is not None and torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):  # for training, too, later on
+            return rows_of(owner, conv, form, x, edge_index, weight)
     known = None if key is None else _MEMORY.get(owner)
     if known is not None:
         if known.fits(key, edge_index, weight) and not learned:

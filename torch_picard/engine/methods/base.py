@@ -22,6 +22,8 @@ class Method:
 
     #: non-finite evaluations in a row that ``step`` can take back
     patience: ClassVar[int] = 0
+    #: whether every step makes no evaluation of its own
+    lockstep: ClassVar[bool] = True
 
     @property
     def stride(self) -> float | None:

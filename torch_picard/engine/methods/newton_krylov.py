@@ -83,6 +83,7 @@ class NewtonKrylov(Method):
     """
 
     patience = 1
+    lockstep = False
 
     restart: int = 30
     forcing: float = 0.1
