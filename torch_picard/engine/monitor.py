@@ -31,6 +31,8 @@ STILL_RISING = 1e3
 STALL_WINDOW = 20
 #: Evaluations between two searches for a stall.
 CHECK = 5
+#: Norms whose squares float32 holds without loss.
+_RANGE = (1e-15, 1e18)
 #: The same for a residual that jitters without getting anywhere.
 JITTER_WINDOW = 50
 
@@ -125,6 +127,9 @@ class Monitor:
         self._to_best: np.ndarray | None = None
         self._to_image: np.ndarray | None = None
         self._mask: Tensor | None = None
+        self._squares_in_single = (
+            space.dtype == torch.float32 and space.distance is None
+        )
         occupied = space.segments.occupied()
         if occupied is not None:
             empty = ~occupied.numpy()
@@ -134,6 +139,10 @@ class Monitor:
     def observe(self, here: Point, previous: Point | None) -> None:
         """Judge x_k by r(x_k) and |P(x_k)|."""
         r, norm = here.on_host()
+        if self._out_of_range(r) or (
+            norm is not None and self._out_of_range(norm)
+        ):
+            r, norm = here.measured()
         sound = np.isfinite(r)
         if not sound.all():
             here.mend(self._tensor(sound))
@@ -146,6 +155,8 @@ class Monitor:
             norm = self._norm_at_most(r)
             if checked or not self._ordinary(r, norm):
                 norm = to_host(here.norm)
+                if self._out_of_range(norm):
+                    r, norm = here.measured()
         self._norm = norm
         self.history.append(r)
         self.count += 1
@@ -156,6 +167,13 @@ class Monitor:
             self._best, self._best_x = r, self._kept(here)
         else:
             self._judge(here, previous, r, norm)
+
+    def _out_of_range(self, norm: np.ndarray) -> bool:
+        """Whether its square may be none of float32."""
+        if not self._squares_in_single:
+            return False
+        usual = (norm > _RANGE[0]) & (norm < _RANGE[1])
+        return not (usual | self.ended).all()
 
     def _norm_at_most(self, r: np.ndarray) -> np.ndarray:
         """A bound of |P(x_k)| that costs nothing where the method's stride

@@ -98,12 +98,12 @@ class Evaluator:
             return Point(space, x, self(x))
         if hasattr(self.operator, "smoothed"):
             y, stats = self._smoothed(self.operator.smoothed, x, alpha, active)
-            return Smoothed(space, x, y, stats, active)
+            return Smoothed(space, x, y, stats, active, alpha)
         z = self(x)
         if not fused.takes(z):
             return Point(space, x, z)
         y, stats = fused.update(x, z, alpha, space.ptr, active)
-        return Smoothed(space, x, y, stats, active)
+        return Smoothed(space, x, y, stats, active, alpha)
 
     def steps(
         self, x: Leaves, alpha: float | Tensor | None, count: int

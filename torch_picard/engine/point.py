@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .space import Leaves, Space, detach, sub
+from .space import Leaves, Space, add, detach, sub
 
 
 class Point:
@@ -35,6 +35,13 @@ class Point:
     def norm(self) -> Tensor:
         """|P(x)| per segment [S], outside the graph."""
         return self.space.extent(self.z)
+
+    def measured(self) -> tuple[np.ndarray, np.ndarray]:
+        """r(x) and |P(x)|, where squares in float32 vanish or overflow."""
+        space, wide = self.space, torch.float64
+        r = space.residual(self.x, self.z, wide)
+        self.residual = r.to(space.dtype)
+        return to_host(r), to_host(space.norm(detach(self.z), wide))
 
     def on_host(self) -> tuple[np.ndarray, np.ndarray | None]:
         """r(x), and |P(x)| if that costs nothing more."""
@@ -73,9 +80,10 @@ class Smoothed(Point):
         stats: |P(x) - x|^2 and |P(x)|^2 per segment, float64 [S, 2].
         active: bool [S], the segments it was made for; None for all. The
             others have y = x and stats 0.
+        alpha: what y was made with; None if there are no leaves here.
     """
 
-    __slots__ = ("y", "stats", "active")
+    __slots__ = ("y", "stats", "active", "alpha")
 
     def __init__(
         self,
@@ -84,9 +92,10 @@ class Smoothed(Point):
         y: Leaves,
         stats: Tensor,
         active: Tensor | None,
+        alpha: float | Tensor | None,
     ):
         self.space, self.x, self.y = space, x, y
-        self.stats, self.active = stats, active
+        self.stats, self.active, self.alpha = stats, active, alpha
         self.target: np.ndarray | float = 0.0
 
     @property
@@ -100,6 +109,17 @@ class Smoothed(Point):
     def on_host(self) -> tuple[np.ndarray, np.ndarray | None]:
         both = np.sqrt(self.stats.cpu().numpy())
         return both[:, 0], both[:, 1]
+
+    def measured(self) -> tuple[np.ndarray, np.ndarray]:
+        """The same from x and y."""
+        if self.alpha is not None:
+            x = tuple(t.detach().double() for t in self.x)
+            y = tuple(t.detach().double() for t in self.y)
+            f = tuple((b - a) / (1 - self.alpha) for a, b in zip(x, y))
+            wide = torch.float64
+            norms = [self.space.norm(t, wide) for t in (f, add(x, f))]
+            self.stats = torch.stack(norms, dim=1).detach().square()
+        return self.on_host()
 
     def smoothed(self, *alpha: float | Tensor) -> Leaves:
         return self.y

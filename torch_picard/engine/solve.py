@@ -141,12 +141,15 @@ def solve(
     # A caller that is compiled in pieces, because something in it breaks its
     # graph, runs this frame as it is: its parts are not compiled, either.
     if not eager and not (counted and torch.compiler.is_compiling()):
-        return _eagerly(
+        solution = _eagerly(
             operator, x0, method=method, max_iter=max_iter, rtol=rtol,
             atol=atol, segments=segments, gradient=gradient,
             on_failure=on_failure, callback=callback, distance=distance,
             images=images, called=called, eager=True,
         )  # fmt: skip
+        if not counted:
+            solution.report(on_failure, stacklevel=3)
+        return solution
     warm = x0 if isinstance(x0, Solution) else None
     if warm is not None:
         x0 = tree_map(torch.detach, warm.value)
@@ -192,8 +195,6 @@ def solve(
             solution.evaluations = evaluate.count
     solution.value = space.pack(value)
     observers.notify(solution)
-    if not counted:
-        solution.report(on_failure, stacklevel=3)
     return solution
 
 

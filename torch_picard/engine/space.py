@@ -215,21 +215,23 @@ class Space:
             return leaves
         return tuple(t.to(d) for t, d in zip(leaves, self.dtypes))
 
-    def norm(self, leaves: Leaves) -> Tensor:
+    def norm(self, leaves: Leaves, dtype: torch.dtype | None = None) -> Tensor:
         """l2 norm per segment, [S], outside the autograd graph."""
         norms = [
-            self.segments.norm(i, t.detach(), self.dtype)
+            self.segments.norm(i, t.detach(), dtype or self.dtype)
             for i, t in enumerate(leaves)
         ]
         if len(norms) == 1:
             return norms[0]
         return torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
-    def residual(self, x: Leaves, z: Leaves) -> Tensor:
+    def residual(
+        self, x: Leaves, z: Leaves, dtype: torch.dtype | None = None
+    ) -> Tensor:
         """How far x is from z = P(x), [S], outside the autograd graph."""
         x, z = detach(x), detach(z)
         if self.distance is None:
-            return self.norm(self.lift(sub(z, x)))
+            return self.norm(self.lift(sub(z, x)), dtype)
         r = self.distance(self.pack(x), self.pack(z))
         if not isinstance(r, Tensor) or r.numel() != self.size:
             shape = list(r.shape) if isinstance(r, Tensor) else type(r)

@@ -226,7 +226,7 @@ class _Run:
     def _point(self, sums: Tensor) -> Smoothed:
         """The residuals alone; the states are in files."""
         space = self.watch.space  # type: ignore[union-attr]
-        return Smoothed(space, space.start, space.start, sums, None)
+        return Smoothed(space, space.start, space.start, sums, None, None)
 
     def _decode(self, i: int, span: slice) -> None:
         final = self.states[(self.stage - 1) % 2]
