@@ -22,6 +22,7 @@ from torch_picard import (
     PicardConv,
     picard_inference,
 )
+from torch_picard.nn.stored import Stored
 
 WIDTH = 6
 
@@ -267,6 +268,67 @@ def test_another_run_in_the_folder(tmp_path):
         picard_inference(other, data, folder=tmp_path, progress=False)
     with pytest.raises(ValueError, match="holds a run that differs in the mo"):
         picard_inference(block, data, folder=tmp_path, progress=False)
+
+
+def _other_values(data, block, folder):
+    data.x[-1, -1] += 1
+
+
+def _other_graphs(data, block, folder):
+    data.batch = torch.arange(len(data.x)) // 30
+
+
+def _other_inject(data, block, folder):
+    block.inject = False
+
+
+def _other_activation(data, block, folder):
+    conv = CONVS["GCN"]()
+    block.activation = PicardConv(conv, activation="relu").activation
+
+
+def _other_loops(data, block, folder):
+    block.conv.add_self_loops = False
+
+
+def _lost_file(data, block, folder):
+    (folder / "start.bin").unlink()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _other_values, _other_graphs, _other_inject, _other_activation,
+        _other_loops, _lost_file,
+    ],
+)  # fmt: skip
+def test_what_was_changed_since_is_noticed(change, tmp_path, monkeypatch):
+    data, block = graph(), picard(CONVS["GCN"])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stored, "save", interrupted_at(3))
+        with pytest.raises(KeyboardInterrupt):
+            picard_inference(
+                block, data, memory_budget=40_000, folder=tmp_path,
+                progress=False,
+            )  # fmt: skip
+    change(data, block, tmp_path)
+    with pytest.raises(ValueError, match="holds a run"):
+        picard_inference(
+            block, data, memory_budget=40_000, folder=tmp_path, progress=False
+        )
+
+
+def interrupted_at(count):
+    save, calls = Stored.save, []
+
+    def saved(*args):
+        save(*args)
+        calls.append(1)
+        if len(calls) == count:
+            raise KeyboardInterrupt
+
+    return saved
 
 
 def test_features_may_be_a_file(tmp_path):

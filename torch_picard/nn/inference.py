@@ -71,6 +71,7 @@ def picard_inference(
     _check_data(data)
     x, edge_index = data.x, data.edge_index
     extra = _extra(block.conv, data)
+    batch = [] if getattr(data, "batch", None) is None else [data.batch]
     with tempfile.TemporaryDirectory() as temporary, held_weights(model):
         state = _encoded(model, x[:1])
         rows = 4 * (x[:1].numel() + state.numel()) * x.element_size()
@@ -81,9 +82,9 @@ def picard_inference(
         kept = Stored(
             Path(temporary if folder is None else folder),
             {
-                "the data": digest(x, edge_index, *extra.values()),
+                "the data": digest(x, edge_index, *extra.values(), *batch),
                 "the model": digest(*model.state_dict().values()),
-                "its options": [repr(model), block.rtol, block.atol],
+                "its options": [repr(model), *_options(model)],
                 "memory_budget": memory_budget,
             },
         )
@@ -255,6 +256,19 @@ def _encoded(model: nn.Module, x: Tensor) -> Tensor:
 
 def _decoded(model: nn.Module, x: Tensor) -> Tensor:
     return model.decoder(x) if isinstance(model, PIGN) else x
+
+
+def _options(model: nn.Module) -> list[str]:
+    """Of all its modules, also those that no representation shows."""
+    found = []
+    for name, module in model.named_modules():
+        for key, value in sorted(vars(module).items()):
+            if callable(value):
+                value = getattr(value, "__qualname__", type(value).__name__)
+            plain = isinstance(value, (bool, int, float, str, tuple, list))
+            if plain and not key.startswith("_"):
+                found.append(f"{name}.{key}={value}")
+    return found
 
 
 def _checked(model: Any) -> PicardConv:

@@ -24,7 +24,8 @@ class Stored:
         record: JSON, as it was written last.
 
     Raises:
-        ValueError: the folder holds something of another identity.
+        ValueError: the folder holds something of another identity, or
+            lacks a file.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]):
@@ -56,8 +57,15 @@ class Stored:
     ) -> Tensor:
         """In a file; zeros at first."""
         path = self.folder / f"{name}.bin"
-        self._files.append(path)
         size = math.prod(shape)
+        there = path.stat().st_size if path.exists() else 0
+        if self.record and there != size * dtype.itemsize:
+            raise ValueError(
+                f"folder {self.folder} holds a run, but {path.name} of it is "
+                f"missing or has {there} bytes of {size * dtype.itemsize}: "
+                "remove the folder"
+            )
+        self._files.append(path)
         flat = torch.from_file(str(path), shared=True, size=size, dtype=dtype)
         return flat.reshape(shape)
 
@@ -76,12 +84,11 @@ class Stored:
 
 
 def digest(*tensors: Tensor) -> str:
-    """Of the values, some rows of the large ones."""
+    """Of all values."""
     found = hashlib.sha256()
     for t in tensors:
         found.update(f"{tuple(t.shape)} {t.dtype}".encode())
-        flat = t.detach().reshape(-1)
-        step = max(1, flat.numel() // 2**20)
-        part = flat[::step].cpu().contiguous()
-        found.update(part.view(torch.uint8).numpy().tobytes())
+        for part in t.detach().reshape(-1).split(2**20):  # may be in a file
+            part = part.cpu().contiguous()
+            found.update(part.view(torch.uint8).numpy().data)
     return found.hexdigest()
