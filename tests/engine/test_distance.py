@@ -160,3 +160,38 @@ def test_alpha_that_does_not_match(alpha):
             lambda s: s, (torch.ones(1), torch.ones(1)),
             method=Picard(alpha=alpha),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "answer, text",
+    [
+        (lambda x, r: r < 0.5, "callback must return True, False, None"),
+        (lambda x, r: torch.zeros(2).long(), "for each of 3 segments"),
+        (lambda x, r: x.zero_(), "callback must not write to x_k"),
+    ],
+)
+@pytest.mark.parametrize("rtol", [0.0, 1e-5])
+def test_answers_that_mean_nothing(answer, text, rtol):
+    with pytest.raises(ValueError, match=text):
+        fixed_point(
+            halve, torch.ones(3), segments="leading", rtol=rtol,
+            callback=lambda k, x, r: answer(x, r),
+        )  # fmt: skip
+
+
+def test_a_fixed_count_ends_as_the_callback_says():
+    def solve(answer):
+        return fixed_point(
+            halve, torch.ones(3), segments="leading", rtol=0.0,
+            callback=lambda k, x, r: answer if k == 2 else None,
+        )  # fmt: skip
+
+    for answer, status in [(True, Status.STOPPED), *[
+        (s, s) for s in (Status.DIVERGED, Status.NONFINITE)
+    ]]:  # fmt: skip
+        s = solve(answer)
+        assert (s.status == status).all() and (s.iterations == 2).all()
+    with pytest.raises(ValueError, match="which is for the residual to say"):
+        solve(Status.CONVERGED)
+    with pytest.raises(ValueError, match="for all segments at once"):
+        solve(torch.tensor([5, -1, -1]))

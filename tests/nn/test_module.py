@@ -195,3 +195,13 @@ def test_training_goes_on_after_inference_mode(make):
     torch.testing.assert_close(out.detach(), want.clone())
     out.square().sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_no_nodes(name):
+    """As of a node type that is not in a batch."""
+    picard, none = full(name), torch.zeros(2, 0, dtype=torch.long)
+    x = torch.zeros(0, 4, dtype=torch.float64, requires_grad=True)
+    out, solution = picard(x, none, return_solution=True)
+    assert out.shape == (0, 4) and solution.converged.all()
+    out.sum().backward()

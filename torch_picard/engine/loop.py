@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .methods.base import Method
-from .monitor import FixedCount, Monitor, says_how
+from .monitor import FixedCount, Monitor
 from .operator import Evaluator
 from .point import Point, secant
 from .solution import Ending, Solution
@@ -66,8 +66,8 @@ def iterate(
         here = evaluate.point(x, method.smoothing, active)
         watch.observe(here, previous)
         if callback is not None and not waiting:
-            said = callback(watch.count - 1, space.pack(x), here.residual)
-            if not watch.done and (says_how(said) or said):
+            said = _asked(callback, watch.count - 1, x, here)
+            if not watch.done and said is not None:
                 watch.stop(said, here, previous)
         if waiting:
             # a P that communicates must do so in the backward pass, too
@@ -88,6 +88,32 @@ def iterate(
         solution = _judged(space, watch)
     info = method.report(carry, here)
     return x, _completed(solution, evaluate, method, carry, info)
+
+
+def _asked(
+    callback: Callable[[int, Any, Tensor], Any], k: int, x: Leaves, here: Point
+) -> Any:
+    """What it says: None to go on, True, a Status or a LongTensor [S]."""
+    kept = () if torch.compiler.is_compiling() else x
+    before = [t._version for t in kept if not t.is_inference()]
+    said = callback(k, here.space.pack(x), here.residual)
+    if before != [t._version for t in kept if not t.is_inference()]:
+        raise ValueError("callback must not write to x_k; write to a copy")
+    size = here.space.size
+    if isinstance(said, Tensor) and said.dtype == torch.long:
+        if said.numel() not in (1, size):
+            raise ValueError(
+                f"callback must return one outcome for each of {size} "
+                f"segments, got a LongTensor of shape {list(said.shape)}"
+            )
+        return said
+    if isinstance(said, Tensor) and said.numel() != 1:
+        raise ValueError(
+            "callback must return True, False, None, a Status or a LongTensor "
+            f"[{size}] of them (-1 to go on), got a Tensor of {said.dtype} "
+            f"and shape {list(said.shape)}"
+        )
+    return said if isinstance(said, Status) or said else None
 
 
 class _Tied(torch.autograd.Function):
@@ -125,7 +151,7 @@ def _counted(
     history = watch.history
     counts = torch.full_like(history[0], watch.count, dtype=torch.long)
     last = counts - 1
-    status = Status.STOPPED if watch.done else Status.MAX_ITER
+    status = watch.said if watch.done else Status.MAX_ITER
     unknown = torch.full_like(history[0], torch.inf)
     step = slope = unknown
     if here is not None and previous is not None:
@@ -213,6 +239,16 @@ def linear_solution(
         status, torch.full_like(status, products), real(residual), table, last
     )
     solution.evaluations = products
+    return solution
+
+
+def settled(x: Tensor) -> Solution:
+    """The Solution of an equation without unknowns: x, with nothing to do."""
+    none = torch.zeros(1, dtype=torch.long, device=x.device)
+    residual = torch.zeros(1, dtype=torch.float32, device=x.device)
+    status = torch.full_like(none, int(Status.CONVERGED))
+    solution = recorded(status, none, residual, residual[None], none)
+    solution.value = x
     return solution
 
 

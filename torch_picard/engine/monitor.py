@@ -48,6 +48,7 @@ class FixedCount:
         )
         self.count = 0
         self.done = False
+        self.said = Status.STOPPED
         self.stride = method.stride
         self.active = None
 
@@ -69,7 +70,14 @@ class FixedCount:
         return x_next
 
     def stop(self, said: Any, here: Point, previous: Point | None) -> None:
-        self.done = True
+        if isinstance(said, Tensor) and says_how(said):
+            if (said == ACTIVE).all():
+                return
+            raise ValueError(
+                "callback can end a fixed count (rtol = atol = 0) for all "
+                "segments at once, by True or a Status; got a LongTensor"
+            )
+        self.done, self.said = True, _stated(said)
 
 
 class Monitor:

@@ -17,6 +17,7 @@ from torch_geometric.utils.num_nodes import maybe_num_nodes
 from ..engine import Solution
 from ..engine.gradients import Gradient
 from ..engine.held import held_weights
+from ..engine.loop import settled
 from ..engine.methods import Method
 from ..ops.backends import BACKENDS, choose
 from .plan import Plan, plan
@@ -221,6 +222,10 @@ class PicardConv(Solver):
         _check_batch(batch, x)
         if self.method is None and self.counted and not return_solution:
             batch = None  # the value does not depend on it
+        if x.size(0) == 0 and not isinstance(edge_index, Sharded):
+            # as of a node type that a batch has none of
+            solution = settled(x)
+            return (x, solution) if return_solution else x
         with held_weights(self):
             if isinstance(edge_index, Sharded):
                 operator = self._shared(x, edge_index, args, kwargs)
