@@ -66,3 +66,25 @@ def test_seed_and_features():
 def test_bad_options(options, name):
     with pytest.raises(ValueError, match=name):
         ChainGraphs(**({"length": 5} | options))
+
+
+@given(
+    num_chains=st.integers(3, 30),
+    train=st.floats(0.01, 0.98),
+    val=st.floats(0.01, 0.98),
+)
+@settings(max_examples=30)
+def test_every_part_has_a_chain_of_every_class(num_chains, train, val):
+    if train + val >= 1:
+        train, val = train / 2, val / 2
+    data = ChainGraphs(
+        2, num_chains=num_chains, train_share=train, val_share=val
+    )[0]
+    for mask in (data.train_mask, data.val_mask, data.test_mask):
+        assert data.y[mask].unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["train_share", "val_share"])
+def test_shares_are_numbers(name):
+    with pytest.raises(TypeError, match=f"{name} must be a number"):
+        ChainGraphs(3, **{name: "x"})

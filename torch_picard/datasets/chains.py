@@ -77,6 +77,13 @@ class ChainGraphs(InMemoryDataset):
                 raise ValueError(
                     f"{name} must be at least {least}, got {value}"
                 )
+        for name, share in [
+            ("train_share", train_share), ("val_share", val_share)
+        ]:  # fmt: skip
+            if isinstance(share, bool) or not isinstance(share, (int, float)):
+                raise TypeError(
+                    f"{name} must be a number, got {type(share).__name__}"
+                )
         if not (train_share > 0 < val_share and train_share + val_share < 1):
             raise ValueError(
                 "train_share and val_share must be positive and below 1 in "
@@ -100,8 +107,11 @@ class ChainGraphs(InMemoryDataset):
         )
         data.edge_index = data.sort().edge_index
 
+        # one chain at least for each part
         num_train = max(1, int(train_share * num_chains))
+        num_train = min(num_train, num_chains - 2)
         num_val = max(1, int(val_share * num_chains))
+        num_val = min(num_val, num_chains - num_train - 1)
         generator = torch.Generator().manual_seed(seed)
         part = torch.empty(total, dtype=torch.long)
         for c in range(num_classes):

@@ -59,7 +59,10 @@ def fixed_point(
         max_iter: evaluations of P allowed, Jacobian products included.
         rtol, atol: tolerances. Both 0 is the fixed-count path: exactly
             ``max_iter`` evaluations, no early stop, no decision on the host,
-            and ``torch.compile(fullgraph=True)`` traces it.
+            and ``torch.compile(fullgraph=True)`` traces it. Not so
+            :class:`NewtonKrylov`, whose steps take as many evaluations as
+            the host finds they need, nor, as to tracing,
+            :class:`Implicit`.
         segments: what one problem is. :obj:`None`: the whole state is one
             vector. ``"leading"``: each index of dim 0. A sorted LongTensor
             [N] (PyG's ``batch``): rows with the same entry; leaves of
