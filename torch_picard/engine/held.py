@@ -51,8 +51,8 @@ def put_in_place(held: Held) -> Iterator[None]:
     try:
         yield
     finally:
-        for (module, _), weight in zip(held, before):
-            module.held = weight
+        for (module, _), earlier in zip(held, before):
+            module.held = earlier
 
 
 @contextmanager
@@ -62,7 +62,8 @@ def held_weights(operator: Any) -> Iterator[None]:
     gradient that they have there: a solve may run without one and attach it
     afterwards. Some parametrisations, such as torch's spectral norm in
     training, also change at every access. What is no module is left alone."""
-    modules = list(operator.modules()) if isinstance(operator, Module) else ()
+    known = isinstance(operator, Module)
+    modules: list[Any] = list(operator.modules()) if known else []
     found = [m for m in modules if isinstance(m, Computed) and m.held is None]
     own = tuple((m, m.computed()) for m in found)
     compiling = torch.compiler.is_compiling()

@@ -119,7 +119,7 @@ class Smoothed(Point):
             wide = torch.float64
             norms = [self.space.norm(t, wide) for t in (f, add(x, f))]
             self.stats = torch.stack(norms, dim=1).detach().square()
-        return self.on_host()
+        return to_host(self.residual), to_host(self.norm)
 
     def smoothed(self, *alpha: float | Tensor) -> Leaves:
         return self.y
