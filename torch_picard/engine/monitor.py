@@ -31,7 +31,7 @@ STILL_RISING = 1e3
 STALL_WINDOW = 20
 #: Evaluations between two searches for a stall.
 CHECK = 5
-#: Norms whose squares float32 holds without loss.
+#: Of norms whose squares float32 holds without loss.
 _RANGE = (1e-15, 1e18)
 #: The same for a residual that jitters without getting anywhere.
 JITTER_WINDOW = 50
@@ -147,13 +147,12 @@ class Monitor:
     def observe(self, here: Point, previous: Point | None) -> None:
         """Judge x_k by r(x_k) and |P(x_k)|."""
         r, norm = here.on_host()
-        if self._out_of_range(r) or (
-            norm is not None and self._out_of_range(norm)
-        ):
-            r, norm = here.measured()
-        sound = np.isfinite(r)
-        if not sound.all():
-            here.mend(self._tensor(sound))
+        if not (self._usual(r) and (norm is None or self._usual(norm))):
+            if self._squares_in_single:
+                r, norm = here.measured()
+            sound = np.isfinite(r)
+            if not sound.all():
+                here.mend(self._tensor(sound))
         if self.some_ended:
             r = np.where(self.ended, self.residual, r)
             if norm is not None:
@@ -163,7 +162,7 @@ class Monitor:
             norm = self._norm_at_most(r)
             if checked or not self._ordinary(r, norm):
                 norm = to_host(here.norm)
-                if self._out_of_range(norm):
+                if self._squares_in_single and not self._usual(norm):
                     r, norm = here.measured()
         self._norm = norm
         self.history.append(r)
@@ -176,12 +175,11 @@ class Monitor:
         else:
             self._judge(here, previous, r, norm)
 
-    def _out_of_range(self, norm: np.ndarray) -> bool:
-        """Whether its square may be none of float32."""
-        if not self._squares_in_single:
-            return False
-        usual = (norm > _RANGE[0]) & (norm < _RANGE[1])
-        return not (usual | self.ended).all()
+    def _usual(self, norm: np.ndarray) -> bool:
+        """Numbers whose squares even float32 holds without loss."""
+        if norm.size == 1:  # as in _ordinary
+            return bool(_RANGE[0] < norm[0] < _RANGE[1])
+        return bool(((norm > _RANGE[0]) & (norm < _RANGE[1])).all())
 
     def _norm_at_most(self, r: np.ndarray) -> np.ndarray:
         """A bound of |P(x_k)| that costs nothing where the method's stride
