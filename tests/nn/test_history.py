@@ -306,3 +306,23 @@ def test_pygs_own_loaders():
                 batch.edge_weight,
             )  # fmt: skip
     torch.testing.assert_close(stored.states, want, rtol=1e-4, atol=1e-5)
+
+
+def test_what_runs_away_is_not_stored():
+    data = graph()
+    conv = GCNConv(WIDTH, WIDTH, normalize=False)
+    with torch.no_grad():
+        conv.lin.weight.mul_(1e20)
+    block = PicardConv(conv, alpha=0.0, rtol=0.0, max_iter=8, inject=True)
+    stored = StoredPicard(block, 40, WIDTH)
+    for n_id, edge_index, weight, seeds in batches(data):
+        with torch.no_grad():
+            stored(data.x[n_id], edge_index, n_id, seeds, weight)
+    assert stored.states.isfinite().all() and not stored.known.all()
+
+
+def test_a_node_is_there_once():
+    data, stored = graph(), StoredPicard(picard(), 40, WIDTH)
+    n_id = torch.tensor([0, 1, 1])
+    with pytest.raises(ValueError, match="n_id must name every node once"):
+        stored(data.x[n_id], torch.zeros(2, 0, dtype=torch.long), n_id, 1)

@@ -130,8 +130,10 @@ class StoredPicard(nn.Module):
 
         solution = self.conv.solve(of_seeds, stored[:num_seeds], None)
         with torch.no_grad():
-            seeds = n_id[:num_seeds]
-            self.states[seeds] = solution.value.to(self.states)
+            # a solve that ran away may not reach the neighbours' solves
+            sound = solution.value.isfinite().all(dim=1)
+            seeds = n_id[:num_seeds][sound]
+            self.states[seeds] = solution.value[sound].to(self.states)
             self.known[seeds] = True
         if return_solution:
             return solution.value, solution
@@ -158,4 +160,9 @@ class StoredPicard(nn.Module):
             raise ValueError(
                 f"n_id must be in 0..{nodes - 1}, global ids of nodes, got "
                 f"{int(n_id.min())}..{int(n_id.max())}"
+            )
+        if n_id.unique().numel() < n:
+            raise ValueError(
+                "n_id must name every node once, got "
+                f"{n - n_id.unique().numel()} of {n} twice"
             )
