@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import Module
 
 from ..engine.shared import Shared, naming_ranks
 from ..nn.neighbourhood import check_one_hop
@@ -16,6 +18,7 @@ from ..nn.sharded import Sharded
 from .halo import Halo
 from .local import Piece, local_operator
 from .partition import check_edges, partition
+from .sameness import Facts, agree
 
 
 class PartitionedGraph(Sharded):
@@ -31,7 +34,10 @@ class PartitionedGraph(Sharded):
     processes' losses, the sum of their gradients is the whole gradient,
     for every mode (backward must then run in every process).
 
-    Making one is collective, and so is every use.
+    Making one is collective, and so is every use. Before a solve the
+    processes compare what they must have in common: parameters and buffers,
+    bit by bit, options, further arguments of the conv, dtypes, and where
+    gradients are asked for.
 
     Args:
         edge_index: [2, E], the whole graph, the same in every process.
@@ -48,7 +54,9 @@ class PartitionedGraph(Sharded):
     Raises:
         RuntimeError: torch.distributed has not been initialised, or another
             process has ended or does not answer.
-        ValueError: ``edge_index``, ``num_nodes`` or ``owner`` is unsound.
+        ValueError: ``edge_index``, ``num_nodes`` or ``owner`` is unsound in
+            some process, or not the same in all. Likewise in a solve, and in
+            every process.
     """
 
     def __init__(
@@ -68,14 +76,12 @@ class PartitionedGraph(Sharded):
         self.rank = dist.get_rank(group)
         self.num_parts = dist.get_world_size(group)
         self.num_nodes = num_nodes
+        if self.rank < 0:
+            raise ValueError("group must have this process in it")
+        _check_given(edge_index, num_nodes, owner, group)
         self.device = edge_index.device
-        check_edges(edge_index, num_nodes)
-        _check_device(edge_index, group)
-        self._check_same(edge_index)
         edges = edge_index.cpu()
-        if owner is None:
-            owner = self._partitioned(edges)
-        owner = _checked_owner(owner, num_nodes, self.num_parts)
+        owner = self._partitioned(edges) if owner is None else owner.cpu()
 
         source, target = edges
         mine = owner == self.rank
@@ -98,6 +104,8 @@ class PartitionedGraph(Sharded):
         self._local = local.to(self.device)
         self.owned = self.owned.to(self.device)
         self._edge_index = edge_index
+        self._sizes = torch.bincount(owner).tolist()
+        self._compared: Module | None = None
         self._tried: weakref.WeakSet = weakref.WeakSet()
 
     def __repr__(self) -> str:
@@ -119,11 +127,14 @@ class PartitionedGraph(Sharded):
         Raises:
             ValueError: not one row a node here.
         """
+        facts = Facts()
+        facts.rows("x", x, self.num_owned)
+        agree(facts, self.group, self.device)
         self._check_rows(x)
-        sizes = self._sizes()
+        sizes = self._sizes
         width = x.reshape(x.size(0), -1)
         most = max(sizes)
-        sent = width.new_zeros(most, width.size(1) + 0)
+        sent = width.new_zeros(most, width.size(1))
         sent[: len(width)] = width.detach()
         ids = torch.zeros(most, dtype=torch.long, device=x.device)
         ids[: self.num_owned] = self.owned
@@ -137,7 +148,39 @@ class PartitionedGraph(Sharded):
             out[name[:n]] = row[:n]
         return out.reshape(self.num_nodes, *x.shape[1:])
 
+    @contextmanager
+    def comparing(self, module: Module) -> Iterator[None]:
+        """Solves within it compare the parameters and buffers of all of
+        ``module`` between the processes, not those of a PicardConv alone;
+        PIGN does so by itself."""
+        before = self._compared
+        self._compared = module if before is None else before
+        try:
+            yield
+        finally:
+            self._compared = before
+
     # -- what PicardConv asks ------------------------------------------------
+
+    def agree(
+        self,
+        module: Module,
+        x: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        batch: Any,
+        start: Any,
+    ) -> None:
+        facts = Facts()
+        facts.modes(self.device)
+        for name, rows in {"x": x, "batch": batch, "start": start}.items():
+            facts.rows(name, rows, self.num_owned)
+        for i, value in enumerate(args):
+            facts.tensor(f"argument {i} of conv", value)
+        for name, value in kwargs.items():
+            facts.tensor(name, value)
+        facts.module(self._compared or module)
+        agree(facts, self.group, self.device)
 
     def segments(self, batch: Tensor | None) -> Shared:
         return Shared(self.group, batch)
@@ -210,36 +253,9 @@ class PartitionedGraph(Sharded):
 
     # -- setting up ----------------------------------------------------------
 
-    def _check_same(self, edge_index: Tensor) -> None:
-        """As far as two sums can tell; other graphs would be nonsense or a
-        deadlock later."""
-        source, target = edge_index
-        place = torch.arange(1, source.numel() + 1, device=self.device)
-        sums = torch.stack(
-            [
-                torch.tensor(self.num_nodes, device=self.device),
-                torch.tensor(source.numel(), device=self.device),
-                ((3 * source + 5 * target) * (place % 65_521)).sum(),
-            ]
-        )
-        both = torch.cat([sums, -sums])
-        with naming_ranks("comparing the graphs", self.group):
-            dist.all_reduce(both, dist.ReduceOp.MAX, group=self.group)
-        if not torch.equal(both[:3], -both[3:]):
-            raise ValueError(
-                "edge_index and num_nodes must be the same in every process, "
-                "edges in the same order; where they are drawn or shuffled, "
-                "with the same seed"
-            )
-
     def _partitioned(self, edges: Tensor) -> Tensor:
         """By the first process, for all."""
         owner = torch.zeros(self.num_nodes, dtype=torch.long)
-        if self.num_nodes < self.num_parts:
-            raise ValueError(
-                f"num_nodes must be at least the {self.num_parts} processes, "
-                f"got {self.num_nodes}"
-            )
         if self.rank == 0:
             owner = partition(edges, self.num_nodes, self.num_parts)
         owner = owner.to(self.device)
@@ -259,15 +275,6 @@ class PartitionedGraph(Sharded):
             dist.all_reduce(position, group=self.group)
         return position.cpu()
 
-    def _sizes(self) -> list[int]:
-        count = torch.zeros(
-            self.num_parts, dtype=torch.long, device=self.device
-        )
-        count[self.rank] = self.num_owned
-        with naming_ranks("gathering the rows", self.group):
-            dist.all_reduce(count, group=self.group)
-        return count.tolist()
-
     def _check_rows(self, x: Tensor) -> None:
         if x.size(0) != self.num_owned:
             raise ValueError(
@@ -286,24 +293,55 @@ class PartitionedGraph(Sharded):
         return t
 
 
-def _checked_owner(owner: Tensor, num_nodes: int, parts: int) -> Tensor:
+def _check_given(
+    edge_index: Any, num_nodes: Any, owner: Any, group: Any
+) -> None:
+    """Collective, so that what is wrong in one process ends all.
+
+    Raises:
+        ValueError: something is unsound, or differs between the processes.
+    """
+    facts, problem = Facts(), None
+    facts.say("the graph", "sound")
+    try:
+        check_edges(edge_index, num_nodes)
+        _check_device(edge_index, group)
+        _check_owner(owner, num_nodes, dist.get_world_size(group))
+        facts.tensor("edge_index", edge_index)
+        facts.tensor("num_nodes", num_nodes)
+        facts.tensor("owner", owner)
+    except ValueError as error:
+        facts, problem = Facts(), error
+        facts.say("the graph", error)
+    nccl = dist.get_backend(group) == "nccl"
+    agree(facts, group, torch.device("cuda" if nccl else "cpu"))
+    if problem is not None:
+        raise problem
+
+
+def _check_owner(owner: Any, num_nodes: int, parts: int) -> None:
+    if owner is None:
+        if num_nodes < parts:
+            raise ValueError(
+                f"num_nodes must be at least the {parts} processes, got "
+                f"{num_nodes}"
+            )
+        return
     if not isinstance(owner, Tensor):
         raise ValueError(
             f"owner must be a LongTensor [{num_nodes}], got "
             f"{type(owner).__name__}"
         )
-    owner = owner.cpu()
     if owner.shape != (num_nodes,) or owner.dtype != torch.long:
         raise ValueError(
             f"owner must be a LongTensor [{num_nodes}], got {owner.dtype} of "
             f"shape {list(owner.shape)}"
         )
-    if int(owner.min()) < 0 or owner.unique().numel() != parts:
+    used = owner.unique().tolist()
+    if used != list(range(parts)):
         raise ValueError(
-            f"owner must use every process 0..{parts - 1}, got "
-            f"{owner.unique().tolist()[:8]}"
+            f"owner must use every process 0..{parts - 1}, got {used[:8]}"
         )
-    return owner
 
 
 def _check_device(edge_index: Tensor, group: Any) -> None:

@@ -189,6 +189,8 @@ class PicardConv(Solver):
                 (default: :obj:`False`)
             **kwargs: Further arguments of :obj:`conv`.
         """
+        if isinstance(edge_index, Sharded):
+            edge_index.agree(self, x, args, kwargs, batch, start)
         if start is not None:
             self._check_start(start, x)
         if isinstance(x, dict):

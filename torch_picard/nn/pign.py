@@ -1,6 +1,7 @@
 """PIGN: encoder, Picard-iterated graph convolution, decoder."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -213,12 +214,17 @@ class PIGN(Module):
                 :class:`Solution`, too. (default: :obj:`False`)
             **kwargs: Further arguments of the conv.
         """
-        if isinstance(edge_index, Sharded) and self.norm is not None:
-            check_pieces(self.norm, "on a PartitionedGraph", "norm")
+        compared: AbstractContextManager[None] = nullcontext()
+        if isinstance(edge_index, Sharded):
+            if self.norm is not None:
+                check_pieces(self.norm, "on a PartitionedGraph", "norm")
+            compared = edge_index.comparing(self)
         x = self.encode(x)
-        x, solution = self.block(
-            x, edge_index, *args, batch=batch, return_solution=True, **kwargs
-        )
+        with compared:
+            x, solution = self.block(
+                x, edge_index, *args, batch=batch, return_solution=True,
+                **kwargs,
+            )  # fmt: skip
         x = F.dropout(x, self.dropout, self.training)
         x = self.decoder(x)
         return (x, solution) if return_solution else x
