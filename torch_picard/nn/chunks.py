@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 from ..ops.csr import compress
+from .footprint import Footprint
 from .neighbourhood import (
     check_one_hop,
     is_normalised,
@@ -17,11 +19,6 @@ from .neighbourhood import (
     places,
 )
 from .plan import plan
-
-#: What a chunk holds at once, in rows of a state: for each node or neighbour
-#: what is read, its images and what is made on the way; for each edge a
-#: message and what is made of it. And in bytes, for the numbering of an edge.
-_ROWS, _MESSAGES, _INDEX = 8, 4, 160
 
 
 class Chunks:
@@ -34,7 +31,7 @@ class Chunks:
         like: of the dtype and width of a state, [?, F].
         extra: further arguments of conv by name, of all edges.
         budget: bytes of the tensors of a chunk; None: one chunk.
-        more: bytes for each node that are needed beside the state.
+        footprint: what a chunk takes; not needed for one chunk.
 
     Attributes:
         starts: chunk i has the nodes starts[i] to starts[i+1]-1.
@@ -52,7 +49,7 @@ class Chunks:
         like: Tensor,
         extra: dict[str, Tensor],
         budget: int | None,
-        more: int = 0,
+        footprint: Footprint | None = None,
     ):
         self.conv, self.like = conv, like
         self.options: dict[str, Any] = {}
@@ -67,7 +64,7 @@ class Chunks:
         rowptr, self.order = compress(edge_index[1], num_nodes)
         self.rowptr = rowptr.long()
         self.edge_index, self.extra = edge_index, extra
-        self.starts = self._cut(budget, more)
+        self.starts = self._cut(budget, footprint)
         if len(self) > 1:
             check_one_hop(conv, edge_index, num_nodes, like, (), extra)
 
@@ -77,33 +74,35 @@ class Chunks:
     def span(self, i: int) -> slice:
         return slice(self.starts[i], self.starts[i + 1])
 
-    def _cut(self, budget: int | None, more: int) -> list[int]:
+    def _cut(
+        self, budget: int | None, footprint: Footprint | None
+    ) -> list[int]:
         n = self.rowptr.numel() - 1
-        if budget is None:
+        if budget is None or footprint is None or n == 0:
             return [0, n]
-        width = self.like.size(1) * self.like.element_size()
         degree = self.rowptr.diff()
         edges = degree
         if not self.plain:  # those of its neighbours, too
             source, target = self.edge_index
             far = torch.zeros(n, dtype=torch.long)
             edges = degree + far.index_add_(0, target, degree[source])
-        cost = width * (_ROWS * (1 + degree) + _MESSAGES * edges)
-        cost = cost + _INDEX * edges + more
-        most = int(cost.max())
-        if most > budget:
+        cost = footprint.of(degree, edges)
+        worst = int(cost.argmax())
+        least = math.ceil(float(cost[worst]) + footprint.fixed)
+        if least > budget:
             raise ValueError(
-                f"memory_budget must be at least {most} bytes, what node "
-                f"{int(cost.argmax())} with its {int(degree[cost.argmax()])} "
-                f"neighbours takes, got {budget}"
+                f"memory_budget must be at least {least} bytes, what node "
+                f"{worst} with its {int(degree[worst])} neighbours takes, "
+                f"got {budget}"
             )
-        starts, used = [0], 0
-        for i, size in enumerate(cost.tolist()):
-            if used + size > budget:
-                starts.append(i)
-                used = 0
-            used += size
-        return [*starts, n]
+        total = cost.cumsum(0)
+        starts, used = [0], 0.0
+        while starts[-1] < n:
+            most = used + budget - footprint.fixed
+            end = int(torch.searchsorted(total, most, right=True))
+            starts.append(max(end, starts[-1] + 1))  # against rounding
+            used = float(total[starts[-1] - 1])
+        return starts
 
     def image(self, i: int, y: Tensor, backend: str) -> Tensor:
         """conv of the state y [N, F], for the nodes of chunk i."""
@@ -113,8 +112,7 @@ class Chunks:
         far = far[(far < first) | (far >= last)]
         if not self.plain:
             # how many neighbours they have may matter, not who these are
-            spans = [self._incoming(j, j + 1) for j in far.tolist()]
-            edges = torch.cat([edges, *spans])
+            edges = torch.cat([edges, self._incoming_of(far)])
         rows = torch.cat([torch.arange(first, last), far])
         state = y[rows]
         local = places(rows, self.edge_index[:, edges])
@@ -131,3 +129,10 @@ class Chunks:
 
     def _incoming(self, first: int, last: int) -> Tensor:
         return self.order[self.rowptr[first] : self.rowptr[last]]
+
+    def _incoming_of(self, nodes: Tensor) -> Tensor:
+        first = self.rowptr[nodes]
+        count = self.rowptr[nodes + 1] - first
+        skipped = first - (count.cumsum(0) - count)
+        at = torch.arange(int(count.sum()))
+        return self.order[at + skipped.repeat_interleave(count)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from ..engine.monitor import Monitor
 from ..engine.point import Smoothed
 from ..engine.space import Space
 from .chunks import Chunks
+from .footprint import Footprint, footprint
 from .neighbourhood import check_pieces
+from .peak import peak
 from .picard_conv import PicardConv
 from .pign import PIGN
 from .stored import Stored, digest
@@ -49,8 +52,10 @@ def picard_inference(
             ``torch.from_file``. ``edge_index`` [2, E]; ``edge_weight`` or
             ``edge_attr`` if the conv takes it. With ``batch`` each graph
             stops by itself.
-        memory_budget: bytes for the tensors of a chunk. The edges and some
-            numbers for each of them come on top. (default: one chunk)
+        memory_budget: bytes for the tensors of a chunk, whatever the conv
+            makes for each node and edge: small chunks are measured first.
+            On top come the edges with some numbers for each of them and of
+            the nodes, and the output. (default: one chunk)
         folder: for the states; emptied when all is done. (default: a
             temporary one)
         progress: whether to show a progress bar.
@@ -74,10 +79,12 @@ def picard_inference(
     batch = [] if getattr(data, "batch", None) is None else [data.batch]
     with tempfile.TemporaryDirectory() as temporary, held_weights(model):
         state = _encoded(model, x[:1])
-        rows = 4 * (x[:1].numel() + state.numel()) * x.element_size()
+        takes = None
+        if memory_budget is not None and x.size(0):
+            takes = _footprint(model, block, data, state, memory_budget)
         chunks = Chunks(
             block.conv, edge_index, x.size(0), state, extra, memory_budget,
-            rows,
+            takes,
         )  # fmt: skip
         kept = Stored(
             Path(temporary if folder is None else folder),
@@ -109,12 +116,16 @@ class _Run:
         def stored(name: str) -> Tensor:
             return kept.tensor(name, shape, state.dtype)
 
+        self.shape = shape[0], _decoded(model, state).size(1)
         self.alpha = float(block.iteration().alpha)
         self.start = stored("start") if block.inject else None
         self.states = [stored("even"), stored("odd")]
-        record = kept.record or {"stage": 0, "chunk": 0, "sums": [[], []]}
-        self.stage, self.chunk = record["stage"], record["chunk"]
-        self.sums = record["sums"]
+        record = kept.record
+        self.stage = record.get("stage", 0)
+        self.chunk = record.get("chunk", 0)
+        self.sums = torch.zeros(self.size, 2, dtype=torch.float64)
+        if record:
+            self.sums = torch.tensor(record["sums"], dtype=torch.float64)
         self.watch: Monitor | None = None
         if not block.counted:
             ones = Space(torch.zeros(self.size, 1), "leading")
@@ -138,12 +149,17 @@ class _Run:
             n = len(self.stats)
             if self.watch is not None and not self.watch.done:
                 self.watch.exhaust(self._point(self.stats[-1]), None)
-            final = self.states[n % 2]
-            width = _decoded(self.model, final[:1]).size(1)
-            self.out = torch.empty(len(final), width, dtype=final.dtype)
+            self.out = torch.empty(self.shape, dtype=self.states[0].dtype)
             self.stage, self.chunk = n + 1, 0  # quick, and so done anew
             self._chunks(n + 1, "decode", self._decode)
         return self.out, self._solution()
+
+    def once(self, span: slice) -> None:
+        """Every kind of work, for the first chunk."""
+        self._encode(0, span)
+        self._iterate(0, span)
+        self.out = torch.empty(self.shape, dtype=self.states[0].dtype)
+        self._decode(0, span)
 
     @property
     def _done(self) -> bool:
@@ -156,7 +172,6 @@ class _Run:
         if self.stage < stage:
             self.stage, self.chunk = stage, 0
             self.sums = torch.zeros(self.size, 2, dtype=torch.float64)
-        self.sums = torch.as_tensor(self.sums, dtype=torch.float64)
         self.bar.set_description(name)
         for i in range(self.chunk, len(self.chunks)):
             work(i, self.chunks.span(i))
@@ -190,6 +205,7 @@ class _Run:
         x = old[span]
         pairs = torch.stack([(z - x).double(), z.double()])
         squares = pairs.square().sum(2).T  # [n, 2]
+        del pairs
         where = torch.zeros(len(x), dtype=torch.long)
         if self.batch is not None:
             where = self.batch[span]
@@ -230,7 +246,7 @@ class _Run:
         return Smoothed(space, space.start, space.start, sums, None, None)
 
     def _decode(self, i: int, span: slice) -> None:
-        final = self.states[(self.stage - 1) % 2]
+        final = self.states[len(self.stats) % 2]
         self.out[span] = _decoded(self.model, final[span])
 
     def _solution(self) -> Solution:
@@ -248,6 +264,44 @@ class _Run:
         solution = recorded(status, count, residual, history, last)
         solution.evaluations = len(self.stats)
         return solution
+
+
+class _Scratch:
+    """In the place of :class:`Stored`, for a look at a few nodes."""
+
+    record: dict[str, Any] = {}  # noqa: RUF012
+
+    def tensor(self, name, shape, dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+
+def _footprint(model, block, data, state, budget: int) -> Footprint:
+    """Of what this model does with a chunk, for features, edges and numbers
+    of the kind that are in the data."""
+    given = _extra(block.conv, data)
+
+    def took(nodes: int, edges: int) -> int:
+        far = torch.arange(nodes, nodes + edges)
+        rows = torch.arange(nodes + edges) % data.x.size(0)
+        few = SimpleNamespace(x=data.x[rows])
+        few.edge_index = torch.stack([far, torch.zeros_like(far)])
+        if getattr(data, "batch", None) is not None:
+            few.batch = torch.zeros_like(rows)
+        which = torch.arange(edges) % max(data.edge_index.size(1), 1)
+        extra = {
+            name: value[which]
+            if len(value)
+            else value.new_zeros(edges, *value.shape[1:])
+            for name, value in given.items()
+        }
+        chunks = Chunks(
+            block.conv, few.edge_index, len(rows), state, extra, None
+        )
+        chunks.starts = [0, nodes]
+        run = _Run(model, block, few, state, chunks, _Scratch(), False)
+        return peak(lambda: run.once(slice(0, nodes)))
+
+    return footprint(took, budget)
 
 
 def _encoded(model: nn.Module, x: Tensor) -> Tensor:
@@ -346,6 +400,11 @@ def _check_data(data: Any) -> None:
             f"got {getattr(batch, 'dtype', type(batch).__name__)} of shape "
             f"{list(getattr(batch, 'shape', []))}"
         )
+    if batch is not None and bool((batch[1:] < batch[:-1]).any()):
+        raise ValueError(
+            "data.batch must be sorted (non-decreasing), as that of PyG's "
+            "loaders is; sort the nodes by graph first"
+        )
 
 
 def _extra(conv: nn.Module, data: Any) -> dict[str, Tensor]:
@@ -357,6 +416,8 @@ def _extra(conv: nn.Module, data: Any) -> dict[str, Tensor]:
         value = getattr(data, name, None)
         if value is None or not (name in takes or anything):
             continue
+        if name == "edge_attr" and getattr(conv, "edge_dim", "") is None:
+            continue  # an attention that was made without
         count = data.edge_index.size(1)
         if not isinstance(value, Tensor) or value.shape[:1] != (count,):
             raise ValueError(

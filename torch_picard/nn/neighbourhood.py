@@ -88,6 +88,8 @@ _TOO_FAR = (
     "only direct neighbours are at hand: iterate a conv of one hop"
 )
 
+_PADS = (pyg.aggr.LSTMAggregation, pyg.aggr.GRUAggregation)
+
 
 @torch.no_grad()
 def check_one_hop(
@@ -117,6 +119,13 @@ def check_one_hop(
         ValueError: it depends on more, such as two hops, the other end of
             outgoing edges, or all nodes.
     """
+    for module in conv.modules():
+        if isinstance(module, _PADS):
+            raise ValueError(
+                f"conv holds {type(module).__name__}, which pads with zeros "
+                "up to the largest number of neighbours among all nodes, and "
+                "they change its result; use another aggregation"
+            )
     if type(conv) in _PLAIN or is_normalised(conv):
         return True
     some = _near_each_other(edge_index, num_nodes)
