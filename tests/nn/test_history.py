@@ -326,3 +326,87 @@ def test_a_node_is_there_once():
     n_id = torch.tensor([0, 1, 1])
     with pytest.raises(ValueError, match="n_id must name every node once"):
         stored(data.x[n_id], torch.zeros(2, 0, dtype=torch.long), n_id, 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_states_are_of_the_dtype_of_the_model(dtype):
+    data = graph().apply(lambda t: t.to(dtype) if t.is_floating_point() else t)
+    block = picard(rtol=1e-13).to(dtype)
+    stored = StoredPicard(block, data.num_nodes, WIDTH)
+    assert stored.states.dtype == dtype
+    for _ in range(1 if dtype == torch.bfloat16 else 25):
+        for n_id, edge_index, weight, seeds in batches(data):
+            out = stored(data.x[n_id], edge_index, n_id, seeds, weight)
+            assert torch.equal(stored.states[n_id[:seeds]], out)
+    assert stored.states.dtype == out.dtype == dtype
+    if dtype == torch.float64:
+        want = block(data.x, data.edge_index, data.edge_weight)
+        torch.testing.assert_close(stored.states, want, rtol=0, atol=1e-11)
+
+
+@torch.no_grad()
+def test_states_follow_the_features_where_the_conv_has_no_weights():
+    data = graph()
+    block = PicardConv(
+        pyg.LGConv(normalize=False), inject=True, activation="tanh"
+    )
+    stored = StoredPicard(block, 40, WIDTH)
+    n_id, edge_index, weight, seeds = next(iter(batches(data)))
+    for dtype in (torch.float32, torch.float64):
+        args = data.x[n_id].to(dtype), edge_index, n_id, seeds
+        assert stored(*args, weight.to(dtype)).dtype == dtype
+        assert stored.states.dtype == dtype
+
+
+@torch.no_grad()
+def test_graphs_of_a_large_one_stop_by_themselves():
+    """Seeds of two graphs, as if each were alone."""
+    data, block = graph(), picard(rtol=1e-4)
+    n_id, edge_index, weight, seeds = next(iter(batches(data)))
+    two = [30.0**i * data.x[n_id] for i in range(2)]
+    alone = []
+    for x in two:
+        stored = StoredPicard(block, 40, WIDTH)
+        alone.append(
+            stored(x, edge_index, n_id, seeds, weight, return_solution=True)
+        )
+    around, n = len(n_id) - seeds, len(n_id)
+    rows = torch.cat(
+        [torch.arange(seeds), n + torch.arange(seeds),
+         seeds + torch.arange(around), n + seeds + torch.arange(around)]
+    )  # fmt: skip
+    place = rows.argsort()
+    stored = StoredPicard(block, 80, WIDTH)
+    args = (
+        torch.cat(two)[rows],
+        place[torch.cat([edge_index, n + edge_index], 1)],
+        torch.cat([n_id, 40 + n_id])[rows],
+        2 * seeds,
+        torch.cat([weight, weight]),
+    )
+    batch = (rows >= n).long()
+    out, solution = stored(*args, batch=batch, return_solution=True)
+    counts = [int(one.iterations) for _, one in alone]
+    assert solution.iterations.tolist() == counts
+    assert counts[0] != counts[1]
+    torch.testing.assert_close(out, torch.cat([value for value, _ in alone]))
+    with pytest.raises(ValueError, match=r"batch must be sorted .* seeds"):
+        stored(*args, batch=1 - batch)
+    with pytest.raises(ValueError, match="batch must be a LongTensor"):
+        stored(*args, batch=batch[:3])
+
+
+def test_adjacencies_are_refused():
+    data, stored = graph(), StoredPicard(picard(), 40, WIDTH)
+    n_id, edge_index, weight, seeds = next(iter(batches(data)))
+    size = (len(n_id), len(n_id))
+    adj_t = torch.sparse_coo_tensor(edge_index.flip(0), weight, size)
+    for wrong in (adj_t, edge_index.t(), [edge_index]):
+        with pytest.raises(ValueError, match=r"edge_index must be a LongTens"):
+            stored(data.x[n_id], wrong, n_id, seeds, weight)
+    for x in (n_id[:, None].repeat(1, WIDTH), [data.x[n_id]]):
+        with pytest.raises(
+            ValueError, match=r"x must be a Tensor .* floating"
+        ):
+            stored(x, edge_index, n_id, seeds, weight)

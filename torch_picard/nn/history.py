@@ -12,7 +12,7 @@ from ..engine import Solution
 from ..engine.methods.base import check_count
 from .invariants import _NORMALISED
 from .neighbourhood import check_one_hop
-from .picard_conv import PicardConv
+from .picard_conv import PicardConv, _check_batch
 
 
 class StoredPicard(nn.Module):
@@ -75,7 +75,8 @@ class StoredPicard(nn.Module):
         check_count("num_nodes", num_nodes)
         check_count("channels", channels)
         self.conv = conv
-        states = torch.zeros(num_nodes, channels)
+        kinds = (p.dtype for p in conv.parameters() if p.is_floating_point())
+        states = torch.zeros(num_nodes, channels, dtype=next(kinds, None))
         self.register_buffer("states", states, persistent=False)
         known = torch.zeros(num_nodes, dtype=torch.bool)
         self.register_buffer("known", known, persistent=False)
@@ -97,23 +98,37 @@ class StoredPicard(nn.Module):
         n_id: Tensor,
         num_seeds: int,
         *args: Any,
+        batch: Tensor | None = None,
         return_solution: bool = False,
         **kwargs: Any,
     ) -> Tensor | tuple[Tensor, Solution]:
         """Solves for the seeds.
 
         Args:
-            x: [n, F], features of the batch, as after an encoder.
+            x: [n, F], features of the batch, as after an encoder. States
+                are kept in its dtype.
             edge_index: [2, e], in the numbering of the batch; all edges to
                 the seeds (``num_neighbors=[-1]``), others do not matter.
             n_id: [n], global ids; those of the seeds come first, as in
                 PyG's loaders (``batch.n_id``, ``batch.batch_size``).
             num_seeds: s.
             args, kwargs: further arguments of the conv.
+            batch: [n], which graph a node is of, where the large graph is
+                several: sorted as far as the seeds go, the seeds of each
+                stop by themselves.
             return_solution: whether to return the Solution, too; its value
                 is [s, F].
         """
-        self._check(x, n_id, num_seeds)
+        self._check(x, edge_index, n_id, num_seeds)
+        _check_batch(batch, x)
+        segments = None if batch is None else batch[:num_seeds]
+        if segments is not None and bool((segments.diff() < 0).any()):
+            raise ValueError(
+                "batch must be sorted (non-decreasing) for the seeds, its "
+                f"first {num_seeds}, got {_some(segments)}"
+            )
+        if self.states.dtype != x.dtype:
+            self.states = self.states.to(x.dtype)
         if not self._tried:
             self._tried = check_one_hop(
                 self.conv.conv, edge_index, x.size(0), x, args, kwargs,
@@ -121,32 +136,50 @@ class StoredPicard(nn.Module):
             )  # fmt: skip
         with torch.no_grad():
             known = self.known[n_id, None]
-            stored = torch.where(known, self.states[n_id].to(x), x)
+            stored = torch.where(known, self.states[n_id], x)
         operator = self.conv._plan(x, edge_index, args, kwargs, None).operator
         around = stored[num_seeds:]
 
         def of_seeds(y: Tensor) -> Tensor:
             return operator(torch.cat([y, around]))[:num_seeds]
 
-        solution = self.conv.solve(of_seeds, stored[:num_seeds], None)
+        solution = self.conv.solve(of_seeds, stored[:num_seeds], segments)
         with torch.no_grad():
             # a solve that ran away may not reach the neighbours' solves
             sound = solution.value.isfinite().all(dim=1)
             seeds = n_id[:num_seeds][sound]
-            self.states[seeds] = solution.value[sound].to(self.states)
+            self.states[seeds] = solution.value[sound]
             self.known[seeds] = True
         if return_solution:
             return solution.value, solution
         return solution.value
 
-    def _check(self, x: Tensor, n_id: Any, num_seeds: Any) -> None:
+    def _check(
+        self, x: Any, edge_index: Any, n_id: Any, num_seeds: Any
+    ) -> None:
         nodes, channels = self.states.shape
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise ValueError(
+                f"x must be a Tensor [n, {channels}] of a floating dtype, got "
+                f"{getattr(x, 'dtype', type(x).__name__)}"
+            )
         if x.dim() != 2 or x.size(1) != channels:
             raise ValueError(
                 f"x must have the {channels} channels of the stored states, "
                 f"got shape {list(x.shape)}"
             )
         n = x.size(0)
+        dense = isinstance(edge_index, Tensor)
+        dense = dense and edge_index.layout == torch.strided
+        if not dense or edge_index.shape[:1] != (2,) or edge_index.dim() != 2:
+            got = type(edge_index).__name__
+            if isinstance(edge_index, Tensor):
+                got = f"{edge_index.layout}, {list(edge_index.shape)}"
+            raise ValueError(
+                "edge_index must be a LongTensor [2, e] in the numbering of "
+                f"the batch, got {got}; a loader gives one without "
+                "torch_geometric.transforms.ToSparseTensor"
+            )
         if not isinstance(n_id, Tensor) or n_id.dtype != torch.long:
             kind = getattr(n_id, "dtype", type(n_id).__name__)
             raise ValueError(f"n_id must be a LongTensor [{n}], got {kind}")
@@ -166,3 +199,7 @@ class StoredPicard(nn.Module):
                 "n_id must name every node once, got "
                 f"{n - n_id.unique().numel()} of {n} twice"
             )
+
+
+def _some(t: Tensor) -> str:
+    return f"{t[:8].tolist()}" + (" ..." if len(t) > 8 else "")
