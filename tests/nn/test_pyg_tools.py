@@ -141,6 +141,57 @@ def test_wrong_node_types():
         PicardConv(pyg.SAGEConv(5, 5))(x["a"], EDGES)
 
 
+class Inside(nn.Module):
+    """A model that holds a solve, given to to_hetero."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = pyg.SAGEConv((-1, -1), 5)
+        self.block = PicardConv(pyg.SAGEConv(5, 5), inject=True)
+
+    def forward(self, x, edge_index):
+        return self.block(self.first(x, edge_index).relu(), edge_index)
+
+
+def test_inside_of_to_hetero_it_says_to_go_around():
+    x, _ = typed()
+    around = "put PicardConv around to_hetero or HeteroConv"
+    del x["c"]  # to_hetero wants every type updated
+    metadata = (list(x), [kind for kind in EDGES if "c" not in kind])
+    with pytest.raises(ValueError, match=around):
+        to_hetero(Inside(), metadata)(x, EDGES)
+    with pytest.raises(ValueError, match=around):
+        HeteroConv({kind: Inside().block for kind in EDGES})(x, EDGES)
+    for model in (Inside().block, PIGN(5, 4, 3, conv="sage")):
+        name = type(model).__name__
+        with pytest.raises(TypeError, match=f"{name} cannot be .*{around}"):
+            to_hetero(model, metadata)
+
+
+def test_a_module_of_tensors_that_is_to_inject_dicts():
+    x, conv = typed()
+    for inject in (nn.Linear(5, 5), nn.BatchNorm1d(5)):
+        with pytest.raises(ValueError, match=r"as .*HeteroDictLinear does"):
+            PicardConv(conv, inject=inject)(x, EDGES)
+    sizes = dict.fromkeys(x, 5)
+    inject = pyg.HeteroDictLinear(sizes, 5, types=list(x))
+    picard = PicardConv(
+        conv, inject=inject, activation="tanh", rtol=1e-6, max_iter=100
+    )
+    out, f = picard(x, EDGES), inject(x)
+    again = conv(out, EDGES)
+    for t in ("a", "b"):
+        torch.testing.assert_close(
+            torch.tanh(again[t] + f[t]), out[t], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_the_plan_over_node_types():
+    _, conv = typed()
+    said = PicardConv(conv).explain_plan(EDGES)
+    assert said.startswith("conv: HeteroConv over 3 edge types")
+
+
 class Narrow(nn.Module):
     """One column for all, which would broadcast; one type forgotten."""
 
@@ -201,10 +252,30 @@ def test_hops_count_iterations():
     assert num_hops(pyg.DirGNNConv(pyg.GCNConv(4, 4))) == 1
     assert num_hops(typed()[1]) == 1
     assert num_hops(pyg.AntiSymmetricConv(4, num_iters=4)) == 4
+    assert num_hops(PicardConv(pyg.HypergraphConv(4, 4), max_iter=3)) == 6
+    assert num_hops(pyg.PANConv(4, 4, filter_size=3)) == 3
     # what PyG counts by itself stays as it was
     assert ExplainerAlgorithm._num_hops(pyg.GCN(4, 4, num_layers=3)) == 3
     assert ExplainerAlgorithm._num_hops(pyg.APPNP(K=10, alpha=0.1)) == 1
     assert ExplainerAlgorithm._num_hops(deep) == 6
+
+
+def test_hops_of_hypergraphs_reach_what_the_output_depends_on():
+    """Nodes on a string of hyperedges, two in each."""
+    torch.manual_seed(0)
+    n = 9
+    edges = torch.arange(n - 1)
+    hyperedges = torch.stack(
+        [torch.cat([edges, edges + 1]), torch.cat([edges, edges])]
+    )
+    block = PicardConv(
+        pyg.HypergraphConv(4, 4), max_iter=3, rtol=0.0, alpha=0.0
+    )
+    x = torch.randn(n, 4, requires_grad=True)
+    block(x, hyperedges)[-1].sum().backward()
+    sees = x.grad.abs().sum(1) > 0
+    assert sees.tolist() == [False] * 5 + [True] * 4
+    assert num_hops(block) == 2 * 3  # node - hyperedge - node, three times
 
 
 # -- explainers ------------------------------------------------------------

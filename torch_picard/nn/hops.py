@@ -11,8 +11,10 @@ from torch_geometric.nn import (
     DirGNNConv,
     GatedGraphConv,
     HeteroConv,
+    HypergraphConv,
     MessagePassing,
     MixHopConv,
+    PANConv,
 )
 
 from .picard_conv import PicardConv
@@ -25,6 +27,9 @@ def num_hops(model: torch.nn.Module) -> int:
 
     Degrees by which a conv normalises need one hop more: for a subgraph of
     so many hops, compute edge weights on the whole graph.
+
+    Of a :class:`HypergraphConv` a hop is one entry of ``hyperedge_index``:
+    two lead from a node to its neighbours.
 
     Modules are taken to be applied one after the other, once each; the convs
     of a :class:`HeteroConv` or of ``to_hetero``, side by side.
@@ -69,6 +74,10 @@ def _own(conv: MessagePassing) -> int:
         return conv.num_layers
     if isinstance(conv, MixHopConv):
         return max(conv.powers)
+    if isinstance(conv, HypergraphConv):
+        return 2  # from nodes to hyperedges, and back
+    if isinstance(conv, PANConv):
+        return conv.filter_size
     hops = getattr(conv, "K", 1)
     return hops if isinstance(hops, int) else 1
 

@@ -23,7 +23,7 @@ from ..ops.backends import BACKENDS, choose
 from .plan import Plan, plan
 from .sharded import Sharded
 from .solver import Solver
-from .typed import Typed
+from .typed import Typed, injected
 from .width import check_widths
 
 _BACKENDS = ("auto", *BACKENDS)
@@ -189,6 +189,7 @@ class PicardConv(Solver):
                 (default: :obj:`False`)
             **kwargs: Further arguments of :obj:`conv`.
         """
+        check_not_traced(self, x)
         if isinstance(edge_index, Sharded):
             edge_index.agree(self, x, args, kwargs, batch, start)
         if start is not None:
@@ -206,15 +207,16 @@ class PicardConv(Solver):
         if not isinstance(x, Tensor):
             raise ValueError(
                 "x must be one Tensor [N, F]: a fixed point needs source "
-                f"and target nodes to be the same, got {type(x).__name__}"
+                f"and target nodes to be the same, got {type(x).__name__}; "
+                "where to_hetero or HeteroConv calls it for an edge type, "
+                f"{_AROUND}"
             )
         if not x.is_floating_point():
             raise ValueError(f"x must be of a floating dtype, got {x.dtype}")
         if isinstance(edge_index, dict):
             raise ValueError(
                 "edge_index must be one adjacency, as x is one Tensor, got a "
-                "dict; for node types put PicardConv around to_hetero(...), "
-                "not into it"
+                f"dict; for node types {_AROUND}"
             )
         if isinstance(edge_index, EdgeIndex) and torch.compiler.is_compiling():
             return _eagerly(
@@ -263,6 +265,12 @@ class PicardConv(Solver):
                 :obj:`edge_index`)
             **kwargs: Further arguments of :obj:`conv`.
         """
+        kind = type(self.conv).__name__
+        if isinstance(edge_index, dict):
+            return (
+                f"conv: {kind} over {len(edge_index)} edge types: it runs as "
+                "it is, and one solve smooths all node types"
+            )
         nodes = maybe_num_nodes(edge_index, num_nodes)
         like = next(
             (p for p in self.parameters() if p.is_floating_point()),
@@ -274,7 +282,6 @@ class PicardConv(Solver):
         x = torch.zeros(nodes, width, dtype=like.dtype, device=like.device)
         with torch.no_grad():
             plan = self._plan(x, edge_index, args, kwargs, owner=None)
-        kind = type(self.conv).__name__
         return f"{plan.path}: {kind} on {plan.backend}: {plan.reason}"
 
     def _plan(self, x: Tensor, edge_index: Adj, args, kwargs, owner) -> Plan:
@@ -305,7 +312,7 @@ class PicardConv(Solver):
         """One solve over all node types; the Solution, and all types."""
         f = x if self.inject else None
         if isinstance(self.inject, torch.nn.Module):
-            f = self.inject(x)
+            f = injected(self.inject, x)
         with held_weights(self):
             operator = Typed(self.conv, x, args, kwargs, f, self.activation)
             segments = operator.segments(batch)
@@ -355,6 +362,23 @@ class PicardConv(Solver):
 
     def __repr__(self) -> str:
         return f"{self.__class__.__name__}({self.conv}, {self.extra_repr()})"
+
+
+_AROUND = (
+    "put PicardConv around to_hetero or HeteroConv, as in "
+    "PicardConv(to_hetero(model, metadata)): one solve over all node types"
+)
+
+
+def check_not_traced(module: torch.nn.Module, x: Any) -> None:
+    """By torch.fx, as to_hetero does with the model it is given."""
+    if isinstance(x, torch.fx.Proxy):
+        raise TypeError(
+            f"{type(module).__name__} cannot be traced by torch.fx, as a "
+            "solve decides on values when to stop; for node types "
+            f"{_AROUND}, and for one graph of operations torch.export and "
+            "torch.compile take rtol=0, atol=0"
+        )
 
 
 def _check_backend(backend: str) -> None:

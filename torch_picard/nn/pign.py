@@ -19,7 +19,7 @@ from ..engine.gradients import Gradient
 from ..engine.methods import Method
 from .feature_linear import FeatureLinear
 from .neighbourhood import check_pieces
-from .picard_conv import PicardConv
+from .picard_conv import PicardConv, check_not_traced
 from .sharded import Sharded
 from .smoothing_linear import SmoothingLinear
 
@@ -214,6 +214,7 @@ class PIGN(Module):
                 :class:`Solution`, too. (default: :obj:`False`)
             **kwargs: Further arguments of the conv.
         """
+        check_not_traced(self, x)
         compared: AbstractContextManager[None] = nullcontext()
         if isinstance(edge_index, Sharded):
             if self.norm is not None:

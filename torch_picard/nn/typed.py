@@ -88,6 +88,18 @@ class Typed:
         return {t: batch[t] for t in self.state}
 
 
+def injected(inject: torch.nn.Module, x: State) -> Any:
+    """What a module makes of the features of all types."""
+    try:
+        return inject(x)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            "inject must map a dict of features by node type to such a dict, "
+            "as torch_geometric.nn.HeteroDictLinear does, got "
+            f"{type(inject).__name__}, which fails with: {error}"
+        ) from error
+
+
 def _check(x: State) -> None:
     for name, t in x.items():
         if not isinstance(t, Tensor) or not t.is_floating_point():
