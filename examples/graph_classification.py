@@ -12,19 +12,19 @@ holds tu/MUTAG and tu/PROTEINS; else PyG downloads them. Prints a table and
 saves a picture; a run that was interrupted goes on.
 """
 
-import os
-import shutil
 import statistics
-import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from node_training import at_least
 from operator_runs import Runs, Table, View, key, number_of, parser, report
 from torch import Tensor, nn
 from torch_geometric.datasets import TUDataset
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GCN, GIN, GCNConv, global_mean_pool
+from working_copy import opened
 
 from torch_picard import PicardConv
 from torch_picard.nn.smoothing_linear import SmoothingLinear
@@ -42,13 +42,7 @@ MODELS = {
 
 
 def load(name: str) -> TUDataset:
-    """From a copy: PyG writes beside the raw files."""
-    kept = Path(tempfile.gettempdir(), "torch_picard_data", "tu")
-    root = os.environ.get("TORCH_PICARD_DATA")
-    given = Path(root, "tu", name) if root else None
-    if given is not None and given.is_dir() and not (kept / name).exists():
-        shutil.copytree(given, kept / name, copy_function=shutil.copyfile)
-    return TUDataset(str(kept), name)
+    return opened("tu", name, partial(TUDataset, name=name))
 
 
 class Classifier(nn.Module):
@@ -168,7 +162,9 @@ def main() -> None:
     options.add_argument(
         "--dataset", choices=["MUTAG", "PROTEINS"], default="MUTAG"
     )
-    options.add_argument("--epochs", type=int, help="instead of the scale's")
+    options.add_argument(
+        "--epochs", type=at_least(1), help="instead of the scale's"
+    )
     args = options.parse_args()
     setting = dict(SCALES[args.scale])
     if args.epochs is not None:

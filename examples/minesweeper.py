@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from node_training import load
+from node_training import at_least, load
 from operator_runs import Runs, Table, View, key, number_of, parser, report
 from table1 import build, width_for
 from torch import Tensor, nn
@@ -133,7 +133,9 @@ def picture(path: Path, view: View) -> None:
 
 def main() -> None:
     options = parser(__doc__, "minesweeper", SCALES)
-    options.add_argument("--epochs", type=int, help="instead of the scale's")
+    options.add_argument(
+        "--epochs", type=at_least(1), help="instead of the scale's"
+    )
     args = options.parse_args()
     setting = dict(SCALES[args.scale])
     if args.epochs is not None:

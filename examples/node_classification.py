@@ -15,14 +15,23 @@ continued.
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
 
 import torch
 from node_models import MODELS, build, num_parameters
-from node_training import DATASETS, evaluate, load, prepare, train, write_json
+from node_training import (
+    DATASETS,
+    at_least,
+    evaluate,
+    load,
+    prepare,
+    probability,
+    read_json,
+    train,
+    write_json,
+)
 from search import SETTINGS, key, split
 from tqdm import tqdm
 
@@ -62,6 +71,19 @@ def borrowed(chosen: dict, name: str) -> dict:
     return chosen[other]
 
 
+def well_formed(stored) -> bool:
+    """Of the form that Results writes."""
+    try:
+        entries = [e for c in stored["cells"].values() for e in c.values()]
+        return {"dataset", "features"} <= set(stored) and all(
+            isinstance(entry["setting"], dict)
+            and all("test" in run for run in entry["runs"])
+            for entry in entries
+        )
+    except (AttributeError, KeyError, TypeError):
+        return False
+
+
 class Results:
     """Runs by noise level and model, kept in a file if there is one."""
 
@@ -69,17 +91,27 @@ class Results:
         self.path = path
         self.content = {"dataset": dataset, "features": features, "cells": {}}
         if path is not None and path.exists():
-            stored = json.loads(path.read_text())
+            stored = read_json(path, "the results of this script")
+            if not well_formed(stored):
+                raise SystemExit(
+                    f"{path} holds no results of this script: choose another "
+                    "file"
+                )
             for name in ("dataset", "features"):
-                self._same(name, stored.get(name), self.content[name])
+                self._same(name, stored[name], self.content[name])
             self.content = stored
 
     def _same(self, name, stored, asked) -> None:
         if stored != asked:
             raise SystemExit(
                 f"{self.path} was made with {name} = {stored}, this run has "
-                f"{name} = {asked}: choose another --out"
+                f"{name} = {asked}: choose another file"
             )
+
+    def count(self, noise: float, model: str) -> int:
+        """Runs that are there."""
+        cell = self.content["cells"].get(f"{noise:g}", {})
+        return len(cell[model]["runs"]) if model in cell else 0
 
     def runs(self, noise: float, model: str, setting: dict) -> list[dict]:
         cell = self.content["cells"].setdefault(f"{noise:g}", {})
@@ -107,10 +139,33 @@ def run_once(model: str, setting: dict, data, seed: int) -> dict:
     return run
 
 
-def row(model: str, runs: list[dict]) -> list[str]:
+def complete(
+    results: Results, base, noise: float, models: list[str], chosen: dict,
+    count: int, bar: tqdm,
+) -> dict[str, list[dict]]:  # fmt: skip
+    """So many runs of every model; those that `results` lacks are made, each
+    written as it ends."""
+    dataset, features = (results.content[k] for k in ("dataset", "features"))
+    name = key(dataset, noise, features)
+    cell = borrowed(chosen, name)
+    settings = {model: settings_of(model, cell, name) for model in models}
+    runs = {m: results.runs(noise, m, s) for m, s in settings.items()}
+    for seed in range(count):
+        todo = [model for model in models if len(runs[model]) <= seed]
+        data = prepare(base, noise, features, seed) if todo else None
+        for model in todo:
+            bar.set_description(f"{dataset} {features} {noise:g} {model}")
+            runs[model].append(run_once(model, settings[model], data, seed))
+            results.save()
+            bar.update()
+    return {model: found[:count] for model, found in runs.items()}
+
+
+def row(noise: float, model: str, runs: list[dict]) -> list[str]:
     test = [100 * run["test"] for run in runs]
     spread = statistics.stdev(test) if len(test) > 1 else 0.0
     cells = [
+        f"{noise:g}",
         model,
         str(runs[0]["parameters"]),
         f"{statistics.mean(test):.1f} +- {spread:.1f}",
@@ -119,24 +174,29 @@ def row(model: str, runs: list[dict]) -> list[str]:
         "-",
     ]
     if "iterations" in runs[0]:
-        cells[3] = f"{statistics.mean(r['iterations'] for r in runs):.1f}"
-        cells[4] = f"{statistics.median(r['residual'] for r in runs):.1e}"
+        cells[4] = f"{statistics.mean(r['iterations'] for r in runs):.1f}"
+        cells[5] = f"{statistics.median(r['residual'] for r in runs):.1e}"
     if "converged" in runs[0]:
         share = statistics.mean(r["converged"] for r in runs)
-        cells[5] = f"{100 * share:.0f}%"
+        cells[6] = f"{100 * share:.0f}%"
     return cells
 
 
-def table(title: str, results: dict[str, list[dict]]) -> str:
-    head = ["model", "parameters", "test accuracy", "iterations"]
-    rows = [[*head, "residual", "converged"]]
-    rows += [row(model, runs) for model, runs in results.items()]
+def table(title: str, by_noise: dict[float, dict[str, list[dict]]]) -> str:
+    head = ["noise", "model", "parameters", "test accuracy", "iterations"]
+    parts = [[[*head, "residual", "converged"]]]
+    for noise, results in by_noise.items():
+        parts.append([row(noise, model, r) for model, r in results.items()])
+    rows = [cells for part in parts for cells in part]
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    rule = "-" * (sum(widths) + 2 * len(widths) - 2)
     lines = [title]
-    for cells in rows:
-        first = cells[0].ljust(widths[0])
-        rest = [c.rjust(w) for c, w in zip(cells, widths, strict=True)][1:]
-        lines.append("  ".join([first, *rest]))
+    for part in parts:
+        for cells in part:
+            first = [c.ljust(w) for c, w in zip(cells, widths)][:2]
+            rest = [c.rjust(w) for c, w in zip(cells, widths)][2:]
+            lines.append("  ".join([*first, *rest]))
+        lines.append(rule)
     return "\n".join(lines)
 
 
@@ -144,21 +204,24 @@ def mean_test(runs: list[dict]) -> float:
     return 100 * statistics.mean(run["test"] for run in runs)
 
 
-def notice(noise: float, results: dict[str, list[dict]]) -> str:
-    """What the reader should see, from the numbers."""
-    mean = {model: mean_test(runs) for model, runs in results.items()}
-    ours = {m: v for m, v in mean.items() if m.startswith("PIGN")}
-    others = {m: v for m, v in mean.items() if not m.startswith("PIGN")}
-    if not ours or not others:
-        return ""
-    best, other = max(ours, key=ours.get), max(others, key=others.get)
-    gap = ours[best] - others[other]
-    verb = "leads" if gap > 0 else "trails"
-    return (
-        f"Notice (noise {noise:g}): {best} {verb} the best model without a "
-        f"fixed point, {other}, by {abs(gap):.1f} points "
-        f"({ours[best]:.1f} against {others[other]:.1f})."
-    )
+def notice(by_noise: dict[float, dict[str, list[dict]]]) -> str:
+    """What the reader should see, from the numbers, in a line."""
+    parts = []
+    for noise, results in by_noise.items():
+        mean = {model: mean_test(runs) for model, runs in results.items()}
+        ours = {m: v for m, v in mean.items() if m.startswith("PIGN")}
+        others = {m: v for m, v in mean.items() if not m.startswith("PIGN")}
+        if not ours or not others:
+            return ""
+        best, other = max(ours, key=ours.get), max(others, key=others.get)
+        gap = ours[best] - others[other]
+        verb = "leads" if gap > 0 else "trails"
+        parts.append(
+            f"with noise {noise:g} {best} {verb} {other}, the best model "
+            f"without a fixed point, by {abs(gap):.1f} points "
+            f"({ours[best]:.1f} against {others[other]:.1f})"
+        )
+    return f"Notice: {'; '.join(parts)}."
 
 
 def picture(path: Path, title: str, by_noise: dict) -> None:
@@ -205,11 +268,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cache", help="where the working copy goes")
     parser.add_argument(
         "--noise",
-        type=float,
+        type=probability,
         nargs="+",
         help="drop-in noise levels (default: 0 0.8 for DigitsGraph, else 0)",
     )
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=at_least(1), default=3)
     parser.add_argument(
         "--features", choices=["raw", "centred"], default="raw"
     )
@@ -223,13 +286,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--settings", type=Path, default=SETTINGS)
     parser.add_argument(
         "--threads",
-        type=int,
+        type=at_least(1),
         default=1,
         help="threads of torch: graphs this small gain nothing from more",
     )
     args = parser.parse_args()
-    if args.runs < 1:
-        parser.error("--runs must be positive")
+    if args.out is not None and args.out.is_dir():
+        parser.error(f"--out must be a file, and {args.out} is a folder")
     if args.noise is None:
         args.noise = [0.0, 0.8] if args.dataset == DATASETS[0] else [0.0]
     return args
@@ -238,37 +301,22 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     torch.set_num_threads(args.threads)
-    chosen = json.loads(args.settings.read_text())
-    base = load(args.dataset, args.root, args.cache)
+    chosen = read_json(args.settings, "the settings found by search.py")
     results = Results(args.out, args.dataset, args.features)
-    by_noise: dict = {}
-    bar = tqdm(total=len(args.noise) * args.runs * len(args.models))
-    for noise in args.noise:
-        name = key(args.dataset, noise, args.features)
-        cell = borrowed(chosen, name)
-        settings = {
-            model: settings_of(model, cell, name) for model in args.models
+    base = load(args.dataset, args.root, args.cache)
+    cells = [(noise, model) for noise in args.noise for model in args.models]
+    done = sum(min(results.count(*cell), args.runs) for cell in cells)
+    with tqdm(total=len(cells) * args.runs, initial=done) as bar:
+        by_noise = {
+            noise: complete(
+                results, base, noise, args.models, chosen, args.runs, bar
+            )
+            for noise in args.noise
         }
-        runs = {m: results.runs(noise, m, s) for m, s in settings.items()}
-        for seed in range(args.runs):
-            todo = [m for m in args.models if len(runs[m]) <= seed]
-            data = prepare(base, noise, args.features, seed) if todo else None
-            bar.update(len(args.models) - len(todo))
-            for model in todo:
-                bar.set_description(f"noise {noise:g} {model}")
-                runs[model].append(
-                    run_once(model, settings[model], data, seed)
-                )
-                results.save()
-                bar.update()
-        by_noise[noise] = {m: r[: args.runs] for m, r in runs.items()}
-    bar.close()
 
-    title = f"{args.dataset} ({args.features} features, {args.runs} runs)"
-    for noise, runs in by_noise.items():
-        print(table(f"{title}, noise {noise:g}", runs), end="\n\n")
-    for noise, runs in by_noise.items():
-        print(notice(noise, runs))
+    title = f"{args.dataset}, {args.features} features, {args.runs} runs:"
+    print(table(title, by_noise))
+    print(notice(by_noise))
     picture(args.picture, args.dataset, by_noise)
     print(f"Picture: {args.picture}")
 

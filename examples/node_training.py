@@ -1,25 +1,36 @@
 """Data, training and evaluation shared by the node classification scripts."""
 
+import argparse
 import copy
 import json
-import os
-import shutil
-import tempfile
+import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch_geometric.data import Data
+from torch_geometric.datasets import (
+    Amazon,
+    HeterophilousGraphDataset,
+    Planetoid,
+)
+from working_copy import opened
 
 from torch_picard.datasets import Centre, DigitsGraph, DropInNoise
 
 DATASETS = ["DigitsGraph", "Cora", "CiteSeer", "Photo", "minesweeper"]
-FOLDERS = {
-    "Cora": ("planetoid", "Cora"),
-    "CiteSeer": ("planetoid", "CiteSeer"),
-    "Photo": ("amazon", "Photo"),
-    "minesweeper": ("heterophilous", "minesweeper"),
+SOURCES: dict[str, tuple[str, str, Callable[[str], Any]]] = {
+    "Cora": ("planetoid", "Cora", partial(Planetoid, name="Cora")),
+    "CiteSeer": ("planetoid", "CiteSeer", partial(Planetoid, name="CiteSeer")),
+    "Photo": ("amazon", "Photo", partial(Amazon, name="photo")),
+    "minesweeper": (
+        "heterophilous",
+        "minesweeper",
+        partial(HeterophilousGraphDataset, name="minesweeper"),
+    ),
 }
 
 
@@ -32,39 +43,19 @@ def load(
     """The graph `name` with boolean masks of shape [N]; of one that comes
     with ten splits, the one asked for.
 
-    `root` (else TORCH_PICARD_DATA) is a folder with raw files; it is copied
-    to `cache` (else a folder of the system's temporary directory) and never
-    written to. Without a root the dataset class downloads.
+    `root` (else TORCH_PICARD_DATA) is a folder with raw files, which is never
+    written to: a copy is kept in `cache`. Without a root the dataset class
+    downloads.
     """
     if name == "DigitsGraph":
         return DigitsGraph(k=3)[0]  # few neighbours: one hop is not enough
-    root = root or os.environ.get("TORCH_PICARD_DATA")
-    cache = Path(cache or Path(tempfile.gettempdir(), "torch_picard_data"))
-    family, folder = FOLDERS[name]
-    target = cache / family / folder
-    if root is not None and not target.exists():
-        source = Path(root) / family / folder
-        if not source.is_dir():
-            source = Path(root) / folder
-        if not source.is_dir():
-            raise FileNotFoundError(
-                f"neither {family}/{folder} nor {folder} in {root}"
-            )
-        shutil.copytree(source, target, copy_function=shutil.copyfile)
-    base = str(target.parent)
-    if family == "planetoid":
-        from torch_geometric.datasets import Planetoid
-
-        return Planetoid(base, name)[0]
+    family, folder, make = SOURCES[name]
+    data = opened(family, folder, make, root, cache)[0]
     if family == "amazon":
-        from torch_geometric.datasets import Amazon
-
-        return public_style_split(Amazon(base, "photo")[0])
-    from torch_geometric.datasets import HeterophilousGraphDataset
-
-    data = HeterophilousGraphDataset(base, name)[0]
-    for part in ("train_mask", "val_mask", "test_mask"):
-        data[part] = data[part][:, split]
+        return public_style_split(data)
+    if data.train_mask.dim() == 2:
+        for part in ("train_mask", "val_mask", "test_mask"):
+            data[part] = data[part][:, split]
     return data
 
 
@@ -196,3 +187,48 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(json.dumps(value, indent=1) + "\n")
     temporary.replace(path)
+
+
+def read_json(path: Path, what: str) -> Any:
+    """What the file holds; `what` says in an error what it should be."""
+    try:
+        return json.loads(Path(path).read_text())
+    except OSError as error:
+        raise SystemExit(
+            f"{path} should be {what} and cannot be read: {error.strerror}"
+        ) from None
+    except ValueError as error:  # no JSON, or no text at all
+        raise SystemExit(
+            f"{path} should be {what} and is damaged or something else "
+            f"({error}): remove it, or name another file"
+        ) from None
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A type for argparse."""
+
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(
+                f"must be an integer of at least {least}, got {text}"
+            )
+        return value
+
+    return number
+
+
+def probability(text: str) -> float:
+    """A type for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(
+            f"must be a number in [0, 1], got {text}"
+        )
+    return value

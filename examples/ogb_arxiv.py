@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from node_training import at_least
 from operator_runs import Runs, Table, View, key, number_of, parser, report
 from torch import Tensor, nn
 from torch_geometric.data import Data
@@ -135,7 +136,9 @@ def table(view: View) -> Table:
 def main() -> None:
     options = parser(__doc__, "ogb_arxiv", SCALES)
     options.add_argument("--root", required=True, help="folder of the data")
-    options.add_argument("--epochs", type=int, help="instead of the scale's")
+    options.add_argument(
+        "--epochs", type=at_least(1), help="instead of the scale's"
+    )
     args = options.parse_args()
     setting = dict(SCALES[args.scale])
     if args.epochs is not None:

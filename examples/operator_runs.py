@@ -11,8 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from node_training import write_json
-from table5 import rst, text
+from node_training import at_least, read_json, write_json
 from torch import Tensor
 from torch.nn import Module
 from tqdm import tqdm
@@ -34,7 +33,15 @@ class Runs:
         self.path, self.results = path, {}
         self.settings = json.loads(json.dumps(settings))
         if path.exists():
-            stored = json.loads(path.read_text())
+            stored = read_json(path, "the results of this script")
+            if not isinstance(stored, dict) or {*stored} != {
+                "settings",
+                "results",
+            }:
+                raise SystemExit(
+                    f"{path} holds no results of this script: choose another "
+                    "--out"
+                )
             if stored["settings"] != self.settings:
                 raise SystemExit(
                     f"{path} was made with {stored['settings']}, this run "
@@ -73,10 +80,12 @@ def _outcomes(
     pool = ProcessPoolExecutor(
         workers, get_context("spawn"), torch.set_num_threads, (1,)
     )
-    with pool:
+    try:
         names = {pool.submit(_timed, work, a): n for n, a in todo.items()}
         for future in as_completed(names):
             yield names[future], future.result()
+    finally:  # after an error or an interrupt nothing more is begun
+        pool.shutdown(cancel_futures=True)
 
 
 def _timed(work: Callable[..., dict], arguments: tuple) -> dict:
@@ -136,6 +145,23 @@ class View:
         return f"{statistics.mean(errors):.4f} ± {deviation:.4f}"
 
 
+def text(rows: Table) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths))
+        for row in rows
+    )
+
+
+def rst(rows: Table) -> str:
+    lines = [".. list-table::", "   :header-rows: 1", ""]
+    for row in rows:
+        for place, cell in enumerate(row):
+            mark = "   * -" if place == 0 else "     -"
+            lines.append(f"{mark} {cell}".rstrip())
+    return "\n".join(lines)
+
+
 def report(tables: dict[str, Table], folder: Path | None, name: str) -> None:
     """Prints the tables; with a folder, writes them to name.inc there."""
     for title, rows in tables.items():
@@ -155,9 +181,12 @@ def parser(description: str, name: str, scales: Iterable[str]):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_argument("--scale", choices=list(scales), default="small")
-    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--seeds", type=at_least(1), default=3)
     options.add_argument(
-        "--workers", type=int, default=2, help="processes, one thread each"
+        "--workers",
+        type=at_least(1),
+        default=2,
+        help="processes, one thread each",
     )
     options.add_argument("--device", default="cpu")
     options.add_argument(

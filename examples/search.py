@@ -12,13 +12,21 @@ mean validation accuracy that a setting won with.
 """
 
 import argparse
-import json
 import random
 from pathlib import Path
 
 import torch
 from node_models import MODELS, build
-from node_training import DATASETS, load, prepare, train, write_json
+from node_training import (
+    DATASETS,
+    at_least,
+    load,
+    prepare,
+    probability,
+    read_json,
+    train,
+    write_json,
+)
 from tqdm import tqdm
 
 TRIALS, FINALISTS = 24, 3
@@ -107,13 +115,19 @@ def main() -> None:
     parser.add_argument("--dataset", choices=DATASETS, required=True)
     parser.add_argument("--root")
     parser.add_argument("--cache")
-    parser.add_argument("--noise", type=float, default=0.0)
+    parser.add_argument("--noise", type=probability, default=0.0)
     parser.add_argument(
         "--features", choices=["raw", "centred"], default="raw"
     )
     searched = [name for name in MODELS if "matched" not in name]
-    parser.add_argument("--models", nargs="+", default=searched)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=searched,
+        default=searched,
+        metavar="MODEL",
+    )
+    parser.add_argument("--threads", type=at_least(1), default=1)
     parser.add_argument("--settings", type=Path, default=SETTINGS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -123,7 +137,7 @@ def main() -> None:
     for model in args.models:
         done = {}
         if args.settings.exists():
-            done = json.loads(args.settings.read_text())
+            done = read_json(args.settings, "settings of this script")
         if model in done.get(cell, {}):
             continue
         setting, score = search(

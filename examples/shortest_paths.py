@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from node_training import at_least
 from operator_runs import (
     Runs,
     Table,
@@ -283,8 +284,10 @@ def picture(path: Path, view: View, sizes: list[int]) -> None:
 
 def main() -> None:
     options = parser(__doc__, "shortest_paths", SCALES)
-    options.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    options.add_argument("--updates", type=int, help="instead of the scale's")
+    options.add_argument("--sizes", type=at_least(2), nargs="+", default=SIZES)
+    options.add_argument(
+        "--updates", type=at_least(1), help="instead of the scale's"
+    )
     args = options.parse_args()
     setting = dict(SCALES[args.scale])
     if args.updates is not None:

@@ -6,7 +6,8 @@ iteration.
 
 Nodes are superpixels of an image, edges join neighbours, and every node is to
 be classified. FOLDER holds camvid-sp (the images of CamVid; a file for each
-split); ``--data pascal`` is PascalVOC-SP, the paper's, by PyG's LRGBDataset.
+split); ``--data pascal`` is PascalVOC-SP, the paper's, by PyG's LRGBDataset
+from lrgb/pascalvoc-sp in FOLDER, else downloaded.
 
 GCN, GAT and GraphSAGE, each as
 
@@ -33,11 +34,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from itergnn import IterGNN
+from node_training import at_least
 from operator_runs import Runs, Table, View, key, number_of, parser, report
 from torch import Tensor, nn
 from torch_geometric.data import Data
+from torch_geometric.datasets import LRGBDataset
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GATConv, GCNConv, SAGEConv
+from working_copy import opened
 
 from torch_picard import PIGN
 
@@ -65,11 +69,14 @@ def graphs(name: str) -> dict[str, list[Data]]:
     """By split; features have mean 0 and deviation 1 on the training
     nodes."""
     if name == "pascal":
-        from torch_geometric.datasets import LRGBDataset
-
-        root = os.environ.get("TORCH_PICARD_DATA", "data")
         found = {
-            split: list(LRGBDataset(root, "PascalVOC-SP", split))
+            split: list(
+                opened(
+                    "lrgb",
+                    "pascalvoc-sp",
+                    partial(LRGBDataset, name="PascalVOC-SP", split=split),
+                )
+            )
             for split in ("train", "val", "test")
         }
     else:
@@ -349,8 +356,10 @@ def main() -> None:
     options.add_argument(
         "--data", choices=["camvid", "pascal"], default="camvid"
     )
-    options.add_argument("--epochs", type=int, help="instead of the scale's")
-    options.add_argument("--trials", type=int, default=TRIALS)
+    options.add_argument(
+        "--epochs", type=at_least(1), help="instead of the scale's"
+    )
+    options.add_argument("--trials", type=at_least(1), default=TRIALS)
     options.set_defaults(seeds=5)
     args = options.parse_args()
     setting = dict(SCALES[args.scale])

@@ -16,3 +16,15 @@ def _import_examples(monkeypatch):
         path = getattr(sys.modules[name], "__file__", None) or ""
         if path.startswith(str(EXAMPLES)):
             del sys.modules[name]
+
+
+@pytest.fixture
+def data_folder(_import_examples, monkeypatch, tmp_path):
+    """TORCH_PICARD_DATA, empty; working copies go to tmp_path, too."""
+    import working_copy
+
+    monkeypatch.setattr(working_copy, "CACHE", tmp_path / "copies")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    monkeypatch.setenv("TORCH_PICARD_DATA", str(folder))
+    return folder

@@ -1,11 +1,12 @@
-"""The script on Minesweeper's grid, where it is at hand."""
+"""The script on a small grid in the form of its file."""
 
-import os
+import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+
+from tests.examples.on_disk import minesweeper
 
 
 def test_the_area_under_a_perfect_and_a_useless_score():
@@ -34,17 +35,40 @@ def test_all_models_have_the_same_budget():
 
 
 @pytest.mark.slow
-def test_a_run(monkeypatch, tmp_path, capsys):
+def test_a_run(data_folder, monkeypatch, tmp_path, capsys):
     import minesweeper as script
 
-    root = os.environ.get("TORCH_PICARD_DATA")
-    if root is None or not Path(root, "heterophilous").is_dir():
-        pytest.skip("needs TORCH_PICARD_DATA with heterophilous/minesweeper")
-    line = ["minesweeper.py", "--epochs", "2", "--seeds", "1"]
+    minesweeper(data_folder)
+    line = ["minesweeper.py", "--epochs", "40", "--seeds", "2"]
     line += ["--workers", "1", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", line)
     script.main()
     printed = capsys.readouterr().out
+    assert "mean ± sd of 2 splits" in printed
+    kept = json.loads((tmp_path / "minesweeper_small.json").read_text())
+    assert len(kept["results"]) == 2 * len(script.MODELS)
     for name in script.MODELS:
         assert name in printed
+        assert kept["results"][f"{name} seed 0"]["val"] > 50, name
+    # the splits differ
+    one, other = (kept["results"][f"no graph seed {i}"] for i in (0, 1))
+    assert one["test"] != other["test"]
     assert (tmp_path / "minesweeper.png").exists()
+    # a second call has nothing to do
+    monkeypatch.setattr(script, "run", None)
+    script.main()
+    again = capsys.readouterr().out
+    assert again.split("ROC")[1] == printed.split("ROC")[1]
+
+
+def test_missing_data_are_named(data_folder, monkeypatch, tmp_path):
+    import minesweeper as script
+    from torch_geometric.datasets import HeterophilousGraphDataset
+
+    def download(self):
+        raise ConnectionError("no such host")
+
+    monkeypatch.setattr(HeterophilousGraphDataset, "download", download)
+    monkeypatch.setattr(sys, "argv", ["minesweeper.py", "--out", "nowhere"])
+    with pytest.raises(SystemExit, match="heterophilous/minesweeper"):
+        script.main()

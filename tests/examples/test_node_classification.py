@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -44,8 +45,13 @@ def test_every_model_runs_and_is_reported(arguments, tmp_path, capsys):
     node_classification.main()
     out = capsys.readouterr().out
     for model in MODELS:
-        assert out.count(f"\n{model} ") == 2  # clean and with noise
-    assert out.count("Notice (noise") == 2
+        for noise in ("0  ", "0.8"):
+            assert out.count(f"\n{noise}    {model} ") == 1
+    assert out.count("test accuracy") == 1  # one table
+    notes = [line for line in out.splitlines() if line.startswith("Notice")]
+    assert len(notes) == 1
+    assert "noise 0 PIGN" in notes[0]
+    assert "noise 0.8 PIGN" in notes[0]
     assert (tmp_path / "p.png").stat().st_size > 0
 
 
@@ -75,6 +81,73 @@ def test_results_are_continued_and_other_settings_refused(arguments, tmp_path):
     arguments(*common)
     with pytest.raises(SystemExit, match="the setting of GCN"):
         node_classification.main()
+
+
+DAMAGED = {
+    "half a file": '{"dataset": "DigitsGraph", "cells": {"0": {"GC',
+    "no JSON": "\x89PNG",
+    "a list": "[1, 2]",
+    "other results": '{"settings": {}, "results": {}}',
+    "cells of another kind": json.dumps(
+        {"dataset": "DigitsGraph", "features": "raw", "cells": {"0": [1]}}
+    ),
+    "runs of another kind": json.dumps(
+        {
+            "dataset": "DigitsGraph",
+            "features": "raw",
+            "cells": {"0": {"GCN": {"setting": {}, "runs": [0.5]}}},
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_or_foreign_out_is_named_and_kept(
+    arguments, tmp_path, content
+):
+    import node_classification
+
+    out = tmp_path / "results.json"
+    out.write_text(content)
+    arguments("--out", out)
+    with pytest.raises(SystemExit, match=r"results\.json .*(results|remove)"):
+        node_classification.main()
+    assert out.read_text() == content
+
+
+def test_settings_that_cannot_be_read_are_named(arguments, tmp_path):
+    import node_classification
+
+    for settings, why in (("none.json", "No such file"), (".", "directory")):
+        arguments("--settings", tmp_path / settings)
+        with pytest.raises(SystemExit, match=why):
+            node_classification.main()
+
+
+@pytest.mark.parametrize(
+    "option, value, said",
+    [
+        ("--threads", "0", "--threads: must be an integer of at least 1"),
+        ("--threads", "two", "got two"),
+        ("--runs", "0", "--runs: must be an integer of at least 1, got 0"),
+        ("--runs", "1.5", "got 1.5"),
+        ("--noise", "1.5", r"--noise: must be a number in \[0, 1\], got 1.5"),
+        ("--noise", "nan", "got nan"),
+        ("--noise", "much", "got much"),
+        ("--dataset", "cora", "choose from"),
+        ("--features", "scaled", "choose from"),
+        ("--models", "MLP", "choose from"),
+        ("--out", ".", "--out must be a file"),
+    ],
+)
+def test_bad_options_are_named(arguments, capsys, option, value, said):
+    import node_classification
+
+    arguments(option, value)
+    with pytest.raises(SystemExit) as ended:
+        node_classification.main()
+    assert ended.value.code == 2
+    assert re.search(said, capsys.readouterr().err)
 
 
 def test_a_run_depends_on_its_seed_only():
@@ -109,22 +182,6 @@ def test_search_is_reproducible_and_inside_its_ranges(monkeypatch):
     assert first == search.search("PIGN-GCN", "Cora", None, 0.5, "raw")
     options = search.ranges("PIGN-GCN", "Cora")
     assert all(first[0][name] in options[name] for name in options)
-
-
-def test_root_is_copied_and_never_written_to(tmp_path):
-    from node_training import load
-
-    cache = tmp_path / "cache"
-    with pytest.raises(FileNotFoundError, match="amazon/Photo"):
-        load("Photo", root=tmp_path, cache=cache)
-    raw = tmp_path / "amazon" / "Photo" / "raw"
-    raw.mkdir(parents=True)
-    (raw / "amazon_electronics_photo.npz").write_text("no such archive")
-    with pytest.raises(ValueError, match="pickle"):
-        load("Photo", root=tmp_path, cache=cache)
-    assert [path.name for path in raw.parent.iterdir()] == ["raw"]
-    assert len(list(raw.iterdir())) == 1
-    assert (cache / "amazon" / "Photo" / "processed").exists()
 
 
 def test_itergnn_stops_and_averages_states():

@@ -1,11 +1,14 @@
 """Table 1's script, on a few graphs in the form of its files."""
 
+import json
 import sys
 
 import numpy as np
 import pytest
 import torch
 from torch_geometric.data import Data
+
+from tests.examples.on_disk import pascal
 
 
 def write(folder, graphs, seed):
@@ -118,3 +121,50 @@ def test_missing_files_are_named(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_PICARD_DATA", str(tmp_path))
     with pytest.raises(SystemExit, match="camvid-sp"):
         table1.graphs("camvid")
+
+
+def test_pascal_is_read_as_pyg_stores_it(data_folder):
+    import table1
+
+    pascal(data_folder)
+    before = sorted(data_folder.rglob("*"))
+    found = table1.graphs("pascal")
+    assert sorted(data_folder.rglob("*")) == before  # nothing is written there
+    assert [len(found[part]) for part in ("train", "val", "test")] == [12] * 3
+    x = torch.cat([data.x for data in found["train"]])
+    torch.testing.assert_close(x.mean(0), torch.zeros(14), rtol=0, atol=1e-5)
+    torch.testing.assert_close(x.std(0), torch.ones(14), rtol=0, atol=1e-4)
+    # all 21 classes count: 11 is void in the other data set only
+    data = found["test"][0]
+    assert data.y.tolist() == [[0, 7, 20][i % 3] for i in range(len(data.y))]
+
+
+@pytest.mark.slow
+def test_a_run_on_pascal(data_folder, monkeypatch, tmp_path, capsys):
+    import table1
+
+    pascal(data_folder)
+    line = ["table1.py", "--data", "pascal", "--epochs", "15", "--trials", "1"]
+    line += ["--seeds", "1", "--workers", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", line)
+    table1.main()
+    printed = capsys.readouterr().out
+    for kind in table1.KINDS:
+        assert kind in printed
+    kept = json.loads((tmp_path / "table1_pascal_small.json").read_text())
+    for model in ("without GCN", "PIGN SAGE"):
+        found = kept["results"][f"{model} seed 0"]
+        assert 19_000 < found["parameters"] <= 20_000
+        assert found["test"]["0"] > 0.6  # a third by chance
+    assert (tmp_path / "table1.png").exists()
+
+
+def test_missing_pascal_is_named(data_folder, monkeypatch):
+    import table1
+
+    def download(self):
+        raise ConnectionError("no such host")
+
+    monkeypatch.setattr(table1.LRGBDataset, "download", download)
+    with pytest.raises(SystemExit, match="lrgb/pascalvoc-sp"):
+        table1.graphs("pascal")
