@@ -537,24 +537,6 @@ def test_files_of_version_0_1_load(conv, tmp_path):
     assert torch.equal(second.eval()(x, edge_index), want)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # of what is not installed
-@pytest.mark.parametrize("name", ["gcn", "sage", "gat"])
-def test_graphgym_knows_the_layers(name):
-    from torch_geometric.graphgym.models.layer import LayerConfig
-    from torch_geometric.graphgym.register import layer_dict
-
-    from torch_picard.nn import graphgym  # noqa: F401
-
-    layer = layer_dict[f"picard_{name}conv"](
-        LayerConfig(dim_in=3, dim_out=5), max_iter=4
-    )
-    graphs = [Data(x=torch.randn(4, 3), edge_index=torch.randint(4, (2, 9)))]
-    batch = next(iter(DataLoader(2 * graphs, batch_size=2)))
-    out = layer(batch)
-    assert out.x.shape == (8, 5)
-    torch.testing.assert_close(out.x[:4], out.x[4:])
-
-
 @pytest.mark.parametrize(
     "make",
     [
