@@ -6,7 +6,8 @@
 GCN and GraphSAGE of three layers, and PIGN, whose one conv is iterated 32
 times with implicit gradients: as deep as 32 layers, in the memory of a few.
 The data set is downloaded into FOLDER unless it is there. Prints a table of
-accuracies, parameters and times; a run that was interrupted goes on.
+accuracies, parameters and times, and saves a picture of the training losses; a
+run that was interrupted goes on.
 """
 
 import statistics
@@ -52,8 +53,14 @@ def load(root: str) -> tuple[Data, dict[str, Tensor], int]:
 
     # ogb calls torch.load, which by now wants to be told what to trust
     known = [Data, DataEdgeAttr, DataTensorAttr, GlobalStorage]
-    with torch.serialization.safe_globals(known):
-        dataset = PygNodePropPredDataset(DATASET, root=root)
+    try:
+        with torch.serialization.safe_globals(known):
+            dataset = PygNodePropPredDataset(DATASET, root=root)
+    except OSError as error:
+        raise SystemExit(
+            f"{DATASET} is not in {root}, or not whole, and could not be "
+            f"downloaded: {error}"
+        ) from error
     split = dataset.get_idx_split()
     data = ToUndirected()(dataset[0])
     return data, split, dataset.num_classes
@@ -84,7 +91,7 @@ def run(name: str, seed: int, root: str, setting: dict, device: str) -> dict:
     torch.manual_seed(seed)
     model = build(name, data, classes, setting).to(device)
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    best = {"valid": 0.0, "test": 0.0}
+    best, losses = {"valid": 0.0, "test": 0.0}, []
     start = time.perf_counter()
     for _ in tqdm(
         range(setting["epochs"]), desc=f"{name} {seed}", leave=False
@@ -92,14 +99,17 @@ def run(name: str, seed: int, root: str, setting: dict, device: str) -> dict:
         model.train()
         optimizer.zero_grad()
         out = model(data.x, data.edge_index)[split["train"]]
-        F.cross_entropy(out, data.y[split["train"], 0]).backward()
+        loss = F.cross_entropy(out, data.y[split["train"], 0])
+        loss.backward()
         optimizer.step()
+        losses.append(round(float(loss.detach()), 4))
         found = evaluate(model, data, split, evaluator)
         if found["valid"] >= best["valid"]:
             best = found
     return {
         "valid": best["valid"],
         "test": {"0": best["test"]},
+        "losses": losses,
         "parameters": number_of(model),
         "epoch": (time.perf_counter() - start) / setting["epochs"],
     }
@@ -133,6 +143,25 @@ def table(view: View) -> Table:
     return rows
 
 
+def picture(path: Path, view: View) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for name, title in MODELS.items():
+        curves = [run["losses"] for run in view.runs((name,))]
+        mean = [statistics.mean(values) for values in zip(*curves)]
+        axis.plot(range(1, len(mean) + 1), mean, label=title)
+    axis.set(xlabel="epoch", ylabel="training loss", yscale="log")
+    axis.legend()
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def main() -> None:
     options = parser(__doc__, "ogb_arxiv", SCALES)
     options.add_argument("--root", required=True, help="folder of the data")
@@ -153,6 +182,9 @@ def main() -> None:
     runs.complete(todo, run, args.workers)
     view = View(runs.results, args.seeds)
     report({DATASET: table(view)}, args.write, "ogb_arxiv")
+    path = (args.write or args.out) / "ogb_arxiv.png"
+    picture(path, view)
+    print(f"Picture: {path}")
 
 
 if __name__ == "__main__":

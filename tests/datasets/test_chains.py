@@ -60,6 +60,8 @@ def test_seed_and_features():
         ({"num_classes": 1}, "num_classes"),
         ({"num_features": 1}, "num_features"),
         ({"train_share": 0.0}, "train_share"),
+        ({"train_share": float("nan")}, "train_share"),
+        ({"seed": 2**64}, "seed"),
         ({"train_share": 0.5, "val_share": 0.5}, "train_share"),
     ],
 )
@@ -84,7 +86,21 @@ def test_every_part_has_a_chain_of_every_class(num_chains, train, val):
         assert data.y[mask].unique().tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("name", ["train_share", "val_share"])
-def test_shares_are_numbers(name):
-    with pytest.raises(TypeError, match=f"{name} must be a number"):
-        ChainGraphs(3, **{name: "x"})
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"train_share": "x"}, "train_share must be a number, got str 'x'"),
+        ({"val_share": None}, "val_share must be a number, got NoneType"),
+        ({"length": 2.0}, "length must be an int, got float 2.0"),
+        ({"num_chains": True}, "num_chains must be an int, got bool"),
+        ({"num_classes": None}, "num_classes must be an int, got NoneType"),
+        ({"num_classes": "2"}, "num_classes must be an int, got str '2'"),
+        ({"num_features": 2.5}, "num_features must be an int, got float"),
+        ({"seed": "a"}, "seed must be an int, got str 'a'"),
+        ({"transform": 3}, "transform must be callable or None, got int 3"),
+        ({"pre_transform": 3}, "pre_transform must be callable or None"),
+    ],
+)
+def test_options_of_another_kind(options, said):
+    with pytest.raises(TypeError, match=f"^{said}"):
+        ChainGraphs(**({"length": 3} | options))

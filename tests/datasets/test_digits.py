@@ -67,11 +67,39 @@ def test_all_that_is_left_goes_to_the_test():
         ({"num_val": 0}, "num_val"),
         ({"num_test": 0}, "num_test"),
         ({"num_test": 1797}, "num_test"),
+        ({"num_test": 1098}, r"num_test must be in \[1, 1097\], got 1098"),
+        ({"num_val": 1597}, r"num_val must be in \[1, 1596\], got 1597"),
+        ({"seed": -(2**63) - 1}, "seed must be in"),
     ],
 )
 def test_bad_options(options, name):
     with pytest.raises(ValueError, match=name):
         DigitsGraph(**options)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"k": 2.0}, "k must be an int, got float 2.0"),
+        ({"num_per_class": "5"}, "num_per_class must be an int, got str '5'"),
+        ({"num_val": 2.5}, "num_val must be an int, got float 2.5"),
+        ({"num_val": None}, "num_val must be an int, got NoneType None"),
+        ({"num_test": 2.5}, "num_test must be an int, got float 2.5"),
+        ({"num_test": True}, "num_test must be an int, got bool True"),
+        ({"seed": "a"}, "seed must be an int, got str 'a'"),
+        ({"transform": 3}, "transform must be callable or None, got int 3"),
+        ({"pre_transform": "x"}, "pre_transform must be callable or None"),
+    ],
+)
+def test_options_of_another_kind(options, said):
+    with pytest.raises(TypeError, match=f"^{said}"):
+        DigitsGraph(**options)
+
+
+def test_as_many_as_there_are():
+    data = DigitsGraph(k=1, num_val=597, num_test=1000)[0]
+    total = data.train_mask | data.val_mask | data.test_mask
+    assert bool(total.all())
 
 
 def test_without_scikit_learn_the_error_names_the_extra(monkeypatch):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_geometric.data import Data
+from torch_geometric.data import Data, HeteroData
 
 from torch_picard.datasets import Centre, DropInNoise
 
@@ -89,3 +89,27 @@ def test_errors_and_repr():
             transform(Data(edge_index=torch.zeros(2, 0, dtype=torch.long)))
     assert str(DropInNoise(0.5, seed=2)) == "DropInNoise(p=0.5, seed=2)"
     assert str(Centre()) == "Centre()"
+
+
+@pytest.mark.parametrize(
+    "options, error, said",
+    [
+        ({"p": "0.5"}, TypeError, "p must be a number, got str '0.5'"),
+        ({"p": None}, TypeError, "p must be a number, got NoneType"),
+        ({"p": True}, TypeError, "p must be a number, got bool"),
+        ({"p": 2}, ValueError, r"p must be in \[0, 1\], got 2"),
+        ({"seed": 0.5}, TypeError, "seed must be an int, got float 0.5"),
+        ({"seed": None}, TypeError, "seed must be an int, got NoneType"),
+        ({"seed": 2**64}, ValueError, r"seed must be in \[-\d+, \d+\], got"),
+    ],
+)
+def test_bad_options(options, error, said):
+    with pytest.raises(error, match=said):
+        DropInNoise(**({"p": 0.5} | options))
+
+
+@pytest.mark.parametrize("given", [None, 3, HeteroData(), Data(x=[1.0])])
+def test_what_has_no_features_is_named(given):
+    for transform in (DropInNoise(0.5), Centre()):
+        with pytest.raises(ValueError, match=r"graph with features `x`.* got"):
+            transform(given)

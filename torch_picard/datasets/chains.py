@@ -5,6 +5,13 @@ from collections.abc import Callable
 import torch
 from torch_geometric.data import Data, InMemoryDataset
 
+from .options import (
+    check_at_least,
+    check_number,
+    check_seed,
+    check_transforms,
+)
+
 
 class ChainGraphs(InMemoryDataset):
     r"""Chains whose class is written in the features of their first node
@@ -44,7 +51,8 @@ class ChainGraphs(InMemoryDataset):
         - **train_mask, val_mask, test_mask:** :math:`(N)`, bool, disjoint
 
     Raises:
-        TypeError: If a number is not an int.
+        TypeError: If a number is not an int, a share not a number, or a
+            transform not callable.
         ValueError: If an option is out of range.
     """
 
@@ -60,30 +68,17 @@ class ChainGraphs(InMemoryDataset):
         transform: Callable | None = None,
         pre_transform: Callable | None = None,
     ) -> None:
+        check_transforms(transform=transform, pre_transform=pre_transform)
         super().__init__(None, transform, pre_transform)
+        check_at_least("num_classes", num_classes, 2)
         if num_features is None:
             num_features = num_classes
-        for name, value, least in [
-            ("length", length, 1),
-            ("num_chains", num_chains, 3),
-            ("num_classes", num_classes, 2),
-            ("num_features", num_features, num_classes),
-        ]:
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(
-                    f"{name} must be an int, got {type(value).__name__}"
-                )
-            if value < least:
-                raise ValueError(
-                    f"{name} must be at least {least}, got {value}"
-                )
-        for name, share in [
-            ("train_share", train_share), ("val_share", val_share)
-        ]:  # fmt: skip
-            if isinstance(share, bool) or not isinstance(share, (int, float)):
-                raise TypeError(
-                    f"{name} must be a number, got {type(share).__name__}"
-                )
+        check_at_least("length", length, 1)
+        check_at_least("num_chains", num_chains, 3)
+        check_at_least("num_features", num_features, num_classes)
+        check_number("train_share", train_share)
+        check_number("val_share", val_share)
+        check_seed(seed)
         if not (train_share > 0 < val_share and train_share + val_share < 1):
             raise ValueError(
                 "train_share and val_share must be positive and below 1 in "

@@ -7,6 +7,10 @@ import torch
 from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.utils import to_undirected
 
+from .options import check_integer, check_seed, check_transforms
+
+NUM_DIGITS = 1797
+
 
 class DigitsGraph(InMemoryDataset):
     r"""The 1,797 handwritten digits (8 x 8 grey values) that come with
@@ -25,9 +29,10 @@ class DigitsGraph(InMemoryDataset):
             (default: :obj:`10`)
         num_per_class (int, optional): Training labels a class, in [1, 100].
             (default: :obj:`20`)
-        num_val (int, optional): Validation nodes. (default: :obj:`500`)
-        num_test (int, optional): Test nodes; :obj:`None` takes all that
-            are left. (default: :obj:`1000`)
+        num_val (int, optional): Validation nodes, at least 1 and leaving
+            some for the test. (default: :obj:`500`)
+        num_test (int, optional): Test nodes, at least 1; :obj:`None` takes
+            all that are left. (default: :obj:`1000`)
         seed (int, optional): The seed of the split. (default: :obj:`0`)
         transform (callable, optional): Applied at each access.
         pre_transform (callable, optional): Applied once.
@@ -41,7 +46,7 @@ class DigitsGraph(InMemoryDataset):
 
     Raises:
         ImportError: If scikit-learn is missing.
-        TypeError: If a number is not an int.
+        TypeError: If a number is not an int, or a transform not callable.
         ValueError: If an option is out of range.
     """
 
@@ -55,19 +60,16 @@ class DigitsGraph(InMemoryDataset):
         transform: Callable | None = None,
         pre_transform: Callable | None = None,
     ) -> None:
+        check_transforms(transform=transform, pre_transform=pre_transform)
         super().__init__(None, transform, pre_transform)
-        for name, value in [("k", k), ("num_per_class", num_per_class)]:
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(
-                    f"{name} must be an int, got {type(value).__name__}"
-                )
-        if not 1 <= num_per_class <= 100:
-            raise ValueError(
-                f"num_per_class must be in [1, 100], got {num_per_class}"
-            )
+        check_integer("k", k, 1, NUM_DIGITS - 1)
+        check_integer("num_per_class", num_per_class, 1, 100)
+        left = NUM_DIGITS - 10 * num_per_class  # at least 797
+        check_integer("num_val", num_val, 1, left - 1)
+        if num_test is not None:
+            check_integer("num_test", num_test, 1, left - num_val)
+        check_seed(seed)
         images, labels = _load_digits()
-        if not 1 <= k < len(labels):
-            raise ValueError(f"k must be in [1, {len(labels) - 1}], got {k}")
 
         y = torch.from_numpy(labels).long()
         data = Data(
@@ -120,15 +122,9 @@ def _split(
         [order[y[order] == c][:num_per_class] for c in range(int(y.max()) + 1)]
     )
     rest = order[~torch.isin(order, train)]
-    left = len(rest) - num_val
-    num_test = left if num_test is None else num_test
-    if num_val < 1 or num_test < 1 or num_test > left:
-        raise ValueError(
-            f"num_val and num_test must be positive and at most {len(rest)} "
-            f"in total, got num_val={num_val}, num_test={num_test}"
-        )
+    stop = None if num_test is None else num_val + num_test
     masks = []
-    for index in (train, rest[:num_val], rest[num_val : num_val + num_test]):
+    for index in (train, rest[:num_val], rest[num_val:stop]):
         mask = torch.zeros(len(y), dtype=torch.bool)
         mask[index] = True
         masks.append(mask)

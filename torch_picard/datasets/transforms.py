@@ -5,6 +5,8 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
+from .options import check_number, check_seed
+
 
 class DropInNoise(BaseTransform):
     r"""Turns each zero entry of the node features into a one with
@@ -35,10 +37,8 @@ class DropInNoise(BaseTransform):
     """
 
     def __init__(self, p: float, seed: int = 0) -> None:
-        if isinstance(p, bool) or not isinstance(p, (int, float)):
-            raise TypeError(f"p must be a number, got {type(p).__name__}")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seed must be an int, got {type(seed).__name__}")
+        check_number("p", p)
+        check_seed(seed)
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"p must be in [0, 1], got {p}")
         self.p = p
@@ -93,7 +93,10 @@ class Centre(BaseTransform):
 
 
 def _dense_features(data: Data) -> Tensor:
-    x = data.x
-    if x is None:
-        raise ValueError("the graph has no features `x`")
+    x = getattr(data, "x", None)
+    if not isinstance(x, Tensor):
+        raise ValueError(
+            "data must be a graph with features `x`, and has no features: "
+            f"got {data!r}"
+        )
     return x if x.layout == torch.strided else x.to_dense()
