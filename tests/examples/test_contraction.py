@@ -35,5 +35,5 @@ def test_a_missing_dataset_is_named(monkeypatch, tmp_path):
         ["contraction.py", "--dataset", "Cora", "--root", str(tmp_path),
          "--cache", str(tmp_path / "cache")],
     )  # fmt: skip
-    with pytest.raises(FileNotFoundError, match="Cora"):
+    with pytest.raises(SystemExit, match="Cora"):
         contraction.main()
