@@ -1,13 +1,15 @@
 """Work and traffic of one solve over several processes.
 
-    python benchmarks/distributed.py [--processes 1 2 4] [--write DIR]
+    python benchmarks/distributed.py [--processes 1 2 4]
+        [--parts METIS breadth-first] [--write DIR]
 
 PicardConv(GCNConv), 64 features, forward with a fixed number of iterations,
 gloo processes on this machine with one thread each: what each of them has to
 do, what it receives in an iteration, how long one takes, and the share of
 that spent in the exchange. With fewer cores than processes, time says nothing
 of speed; rows, edges and bytes do. Graphs: a grid, communities, and a random
-graph, which no partition suits. --write puts the table into DIR.
+graph, which no partition suits. A table for each way to divide them; --write
+puts the tables into DIR.
 """
 
 import argparse
@@ -26,8 +28,13 @@ from torch_geometric.nn import GCNConv
 
 from torch_picard import PicardConv
 from torch_picard.distributed import PartitionedGraph
+from torch_picard.distributed.partition import in_pieces
 
 WIDTH, ITERATIONS = 64, 8
+HEAD = [
+    "graph", "processes", "rows", "edges", "halo", "halo / rows",
+    "MB an iteration", "ms an iteration", "in the exchange",
+]  # fmt: skip
 
 
 def grid(nodes: int) -> torch.Tensor:
@@ -57,10 +64,11 @@ def at_random(nodes: int) -> torch.Tensor:
     return torch.cat([half, half.flip(0)], dim=1)
 
 
+PARTS = ("METIS", "breadth-first")
 GRAPHS = {"grid": grid, "communities": communities, "random": at_random}
 
 
-def work(rank, world, port, name, nodes, repeats, answers) -> None:
+def work(rank, world, port, name, parts, nodes, repeats, answers) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank,
@@ -68,7 +76,10 @@ def work(rank, world, port, name, nodes, repeats, answers) -> None:
     )  # fmt: skip
     edge_index = GRAPHS[name](nodes)
     nodes = int(edge_index.max()) + 1
-    graph = PartitionedGraph(edge_index, nodes)
+    owner = None
+    if parts == "breadth-first":
+        owner = in_pieces(edge_index, nodes, world)
+    graph = PartitionedGraph(edge_index, nodes, owner=owner)
     torch.manual_seed(0)
     conv = GCNConv(WIDTH, WIDTH)
     picard = PicardConv(conv, rtol=0.0, max_iter=ITERATIONS)
@@ -100,7 +111,9 @@ def work(rank, world, port, name, nodes, repeats, answers) -> None:
     dist.destroy_process_group()
 
 
-def measured(name: str, nodes: int, world: int, repeats: int) -> list[str]:
+def measured(
+    name: str, parts: str, nodes: int, world: int, repeats: int
+) -> list[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -108,7 +121,8 @@ def measured(name: str, nodes: int, world: int, repeats: int) -> list[str]:
     answers = context.Queue()
     children = [
         context.Process(
-            target=work, args=(r, world, port, name, nodes, repeats, answers)
+            target=work,
+            args=(r, world, port, name, parts, nodes, repeats, answers),
         )
         for r in range(world)
     ]
@@ -137,25 +151,30 @@ def main() -> None:
     options.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     options.add_argument("--nodes", type=int, default=200_000)
     options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options.add_argument("--write", type=Path)
     args = options.parse_args()
-    rows = [
-        ["graph", "processes", "rows", "edges", "halo", "halo / rows",
-         "MB an iteration", "ms an iteration", "in the exchange"]
-    ]  # fmt: skip
-    for name in GRAPHS:
-        for world in args.processes:
-            rows.append(measured(name, args.nodes, world, args.repeats))
     metis = importlib.util.find_spec("pymetis") or typing.WITH_METIS
-    title = (
-        f"The largest share of a process, {args.nodes:,} nodes, {WIDTH} "
-        f"features in float32, parts by {'METIS' if metis else 'breadth'}, "
-        f"torch {torch.__version__}, gloo, {multiprocessing.cpu_count()} cores"
-    )
-    show(title, rows)
+    if "METIS" in args.parts and not metis:
+        options.error("METIS needs pymetis: pip install torch-picard[metis]")
+    written = []
+    for parts in args.parts:
+        rows = [HEAD]
+        for name in GRAPHS:
+            for world in args.processes:
+                rows.append(
+                    measured(name, parts, args.nodes, world, args.repeats)
+                )
+        title = (
+            f"The largest share of a process, {args.nodes:,} nodes, {WIDTH} "
+            f"features in float32, parts by {parts}, torch "
+            f"{torch.__version__}, gloo, {multiprocessing.cpu_count()} cores"
+        )
+        show(title, rows)
+        written.append(rst(title, rows))
     if args.write is not None:
         args.write.mkdir(parents=True, exist_ok=True)
-        (args.write / "distributed.inc").write_text(rst(title, rows))
+        (args.write / "distributed.inc").write_text("\n".join(written))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ def agreed_stopping(group: Any = None) -> Iterator[None]:
     within this context.
 
     A solve that has ended goes on evaluating P until all have, and its value
-    does not move. All processes must make the same solves in the same order.
+    does not move; likewise the backward solve of an implicit gradient,
+    wherever it is made. All processes must make the same solves in the same
+    order.
 
     Args:
         group: of torch.distributed. (default: all processes)
@@ -42,9 +44,5 @@ def agreed_stopping(group: Any = None) -> Iterator[None]:
         dist.all_reduce(going, dist.ReduceOp.MAX, group=group)
         return not bool(going)
 
-    before = loop.all_done
-    loop.all_done = all_done
-    try:
+    with loop.ending_by(all_done):
         yield
-    finally:
-        loop.all_done = before

@@ -48,6 +48,11 @@ def partition(edge_index: Tensor, num_nodes: int, parts: int) -> Tensor:
         found = _metis(edge_index, num_nodes, parts)
     if found is not None and found.unique().numel() == parts:
         return found
+    return in_pieces(edge_index, num_nodes, parts)
+
+
+def in_pieces(edge_index: Tensor, num_nodes: int, parts: int) -> Tensor:
+    """Contiguous pieces of a breadth-first order, long [N]."""
     order = breadth_first(edge_index, num_nodes)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(num_nodes)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from . import loop
 from .gradients import Implicit
 from .krylov import gmres
 from .loop import iterate, linear_solution
@@ -48,6 +49,7 @@ def _krylov(
     """GMRES, its residual measured and not only estimated."""
 
     def product(v: Leaves) -> Leaves:
+        loop.all_done(False, space.device)
         return sub(v, transposed(v))
 
     eps = torch.finfo(space.dtype).eps
@@ -72,6 +74,8 @@ def _krylov(
         with np.errstate(invalid="ignore"):
             stalled = not (residual < 0.5 * smallest).any()
         smallest = np.fmin(smallest, residual)
+    while not loop.all_done(True, space.device):
+        transposed(g)  # which others still need, where P communicates
     finite = np.isfinite(residual)
     status = np.where(
         residual <= goal,

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from . import loop
 from .adjoint import cotangent
 from .closure import Closure
 from .gradients import Implicit
@@ -42,6 +43,8 @@ class Backward:
     point: Leaves = ()
     captured: list[Tensor] = field(default_factory=list)
     opaque: bool = False
+    #: processes that end together in the forward pass do so in the backward
+    all_done: Callable[[bool, torch.device], bool] = loop.own_all_done
 
 
 def attach(
@@ -63,6 +66,7 @@ def attach(
         captured: the closure of P, where it is known.
     """
     state = Backward(evaluate, space, options, report, value)
+    state.all_done = loop.all_done
     with torch.enable_grad():
         state.point = tuple(t.detach().requires_grad_() for t in value)
         if captured is None:
@@ -102,12 +106,13 @@ class _Attach(torch.autograd.Function):
             torch.zeros_like(t) if c is None else c for t, c in zip(out, g)
         )
         zeros = tuple(torch.zeros_like(t) for t in start)
-        if torch.is_grad_enabled():
-            grads = _higher_order(state, out, captured, g)
-            to_z: Any = (None,) * n
-        else:
-            to_z = _cotangent(state, z, state.point, g)
-            grads = (None,) * len(captured)
+        with loop.ending_by(state.all_done):
+            if torch.is_grad_enabled():
+                grads = _higher_order(state, out, captured, g)
+                to_z: Any = (None,) * n
+            else:
+                to_z = _cotangent(state, z, state.point, g)
+                grads = (None,) * len(captured)
         return (None, None, None, *to_z, *zeros, *grads)
 
 
