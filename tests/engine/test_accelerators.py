@@ -115,12 +115,57 @@ def test_accelerators_take_an_alpha(contraction, seed, alpha):
 
 
 def test_newton_is_quadratic_at_the_end():
-    p = problems.cosine()
-    x0 = p.x0 + 10.0
+    """Each of the last steps squares the residual, but for K*beta."""
+    x0 = torch.full((1,), 10.0, dtype=torch.float64)
+    trace = []
     s = fixed_point(
-        lambda x: 0.99 * torch.cos(x), x0, method=NewtonKrylov(), **OPTIONS
+        lambda x: 0.99 * torch.cos(x),
+        x0,
+        method=NewtonKrylov(),
+        callback=lambda k, x, r: trace.append(r.item()),
+        **OPTIONS,
     )
     assert s.converged.all()
+    before, after = trace[-2:]
+    assert 1e-8 < before < 0.1 and after <= before**2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_newton_on_many_unknowns(seed):
+    """Far from x* its steps lead nowhere; they must not go on for that."""
+    torch.manual_seed(seed)
+    x0 = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    counts = [
+        fixed_point(torch.cos, x0, method=m, **OPTIONS).evaluations
+        for m in (Picard(0.0), NewtonKrylov())
+    ]
+    assert counts[1] <= counts[0] / 2
+
+
+def test_newton_alone_and_in_a_batch():
+    """What a segment may spend is its own account."""
+    torch.manual_seed(0)
+    x0 = 3 * torch.randn(6, 20, dtype=torch.float64)
+    rho = torch.linspace(0.2, 1.2, 6, dtype=torch.float64)[:, None]
+
+    def solve(x0, rho):
+        return fixed_point(
+            lambda x: rho * torch.cos(x.flip(1) + x),
+            x0,
+            segments="leading",
+            method=NewtonKrylov(),
+            rtol=1e-10,
+            max_iter=3000,
+            on_failure="ignore",
+        )
+
+    together = solve(x0, rho)
+    assert together.converged.any()
+    for i in range(6):
+        alone = solve(x0[i : i + 1], rho[i : i + 1])
+        assert alone.status[0] == together.status[i]
+        if alone.converged:
+            torch.testing.assert_close(alone.value[0], together.value[i])
 
 
 @pytest.mark.parametrize("target", [0.5, 2.0])
@@ -142,6 +187,24 @@ def test_kantorovich_on_the_square_root(target):
     assert s.info["K"].item() == pytest.approx(1.0)
     assert s.info["h"].item() == pytest.approx(beta * eta)
     assert s.info["h"].item() <= 0.5
+
+
+def test_kantorovich_of_squares():
+    """F(x) = x + x^2 - b, by elements: what the linear model leaves out of a
+    step s is s^2, whatever its direction."""
+    torch.manual_seed(0)
+    b = torch.rand(12, dtype=torch.float64)
+    iterates = []
+    s = fixed_point(
+        lambda x: b - x.square(),
+        torch.zeros_like(b),
+        method=NewtonKrylov(),
+        callback=lambda k, x, r: iterates.append(x),
+        **OPTIONS,
+    )
+    step = iterates[1] - iterates[0]
+    k = 2 * step.square().norm() / step.square().sum()
+    assert s.info["K"].item() == pytest.approx(k.item())
 
 
 @pytest.mark.parametrize("name", BANK)

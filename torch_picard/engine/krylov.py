@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .space import Leaves, Space, add, sub
+from .space import Leaves, Space, add
 
 _TINY = 1e-300
 
@@ -17,15 +17,16 @@ _TINY = 1e-300
 class KrylovResult(NamedTuple):
     """What GMRES found; arrays are per segment [S].
 
-    ``residual`` is |b - A x| as GMRES knows it, ``history`` the same after
-    each product, ``products`` and ``work`` the products that were made and
-    that each segment needed, ``inverse_norm`` 1/sigma_min of the last
-    projected matrix (how large |A^{-1}| is on the space that was seen, from
-    below), and ``picard`` |b - A b|/|b|, what one step x <- x + b would have
-    left.
+    ``rest`` is b - A x and ``residual`` its norm, as GMRES knows them without
+    a further product; ``history`` is the norm after each product,
+    ``products`` and ``work`` the products that were made and that each
+    segment needed, ``inverse_norm`` 1/sigma_min of the last projected matrix
+    (how large |A^{-1}| is on the space that was seen, from below), and
+    ``picard`` |b - A b|/|b|, what one step x <- x + b would have left.
     """
 
     x: Leaves
+    rest: Leaves
     residual: np.ndarray
     products: int
     history: list[np.ndarray]
@@ -42,14 +43,15 @@ def gmres(
     *,
     max_products: int,
     restart: int = 20,
+    allowed: np.ndarray | None = None,
 ) -> KrylovResult:
     """Solve A x = b to |b - A x| <= target, per segment.
 
     Classical GMRES with restarts; written in functional tensor operations,
     so it is differentiable where ``product`` is. Scalars of the Arnoldi
-    process are float64. A segment that has met its target, gained nothing in
-    a whole cycle or met a NaN is closed: its vectors are 0 from then on, so
-    its x is the one it gets when solved alone.
+    process are float64. A segment that has met its target, spent what it was
+    allowed, gained nothing in a whole cycle or met a NaN is closed: its
+    vectors are 0 from then on, so its x is the one it gets when solved alone.
 
     Args:
         product: v -> A v on leaves in the dtype of the algebra.
@@ -57,6 +59,7 @@ def gmres(
         target: [S] absolute tolerances.
         max_products: products with A allowed.
         restart: basis vectors kept before a restart.
+        allowed: [S] products that each segment may need; None is no limit.
 
     Source: Saad and Schultz, SIAM J. Sci. Stat. Comput. 7, 1986.
     """
@@ -68,7 +71,9 @@ def gmres(
     picard = np.zeros_like(residual)
     history = [residual]
     spent = 0
-    live = _open(residual, target)
+    if allowed is None:
+        allowed = np.full(residual.shape, max_products)
+    live = _open(residual, target) & (work < allowed)
     while spent < max_products and live.any():
         budget = min(restart, max_products - spent)
         cycle = _cycle(
@@ -77,26 +82,25 @@ def gmres(
             space,
             target,
             budget,
+            allowed - work,
         )
         if not spent:
             picard = np.where(live, cycle.picard, picard)
         inverse = np.where(live, cycle.inverse_norm, inverse)
         x = add(x, cycle.x)
+        rest = space.where(_mask(live, space), cycle.rest, rest)
         spent += cycle.products
         work += np.where(live, cycle.work, 0)
         before = residual
         history += [np.where(live, r, before) for r in cycle.history]
-        residual = history[-1]
-        live = live & _open(residual, target)
-        if not live.any() or spent >= max_products:
-            break
-        rest = sub(rest, product(cycle.x))
-        spent += 1
-        work += live
-        residual = np.where(live, _host(space.norm(rest)), residual)
-        history.append(residual)
-        live = live & _open(residual, target) & (residual < before)
-    return KrylovResult(x, residual, spent, history, work, inverse, picard)
+        sound = live & np.isfinite(history[-1])
+        residual = np.where(sound, _host(space.norm(rest)), history[-1])
+        history[-1] = residual
+        live = live & _open(residual, target) & (work < allowed)
+        live = live & (residual < before)
+    return KrylovResult(
+        x, rest, residual, spent, history, work, inverse, picard
+    )
 
 
 def _cycle(
@@ -105,6 +109,7 @@ def _cycle(
     space: Space,
     target: np.ndarray,
     budget: int,
+    allowed: np.ndarray,
 ) -> KrylovResult:
     """One Arnoldi run of up to ``budget`` products."""
     beta = _root(space.dot(b, b))
@@ -113,7 +118,7 @@ def _cycle(
     givens = _Givens(_host(beta), budget)
     live = givens.rest > 0
     work = np.zeros(live.shape, dtype=np.int64)
-    zeros = tuple(torch.zeros_like(t) for t in b)
+    zeros = tail = tuple(torch.zeros_like(t) for t in b)
     eps = 10 * torch.finfo(space.dtype).eps
     history: list[np.ndarray] = []
     for j in range(budget):
@@ -133,18 +138,28 @@ def _cycle(
         work += live
         # a space that A does not leave has no more to give
         leaves = known[-1] > eps * np.linalg.norm(known, axis=0)
-        live = live & leaves & _open(history[-1], target)
-        if not live.any() or j + 1 == budget:
-            break
+        before = live
+        live = live & leaves & _open(history[-1], target) & (work < allowed)
+        if j + 1 == budget:
+            live = np.zeros_like(live)
         v = space.scale(_reciprocal(height), w)
+        tail = space.where(_mask(before & ~live, space), v, tail)
+        if not live.any():
+            break
         basis.append(space.where(_mask(live, space), v, zeros))
-    y, inverse = _least_squares(columns, beta)
+    y, image, inverse = _least_squares(columns, beta)
+    y, image = y.to(space.dtype), image.to(space.dtype)
     dx = zeros
     for j in range(len(columns)):
-        dx = space.axpy(y[:, j].to(space.dtype), basis[j], dx)
+        dx = space.axpy(y[:, j], basis[j], dx)
+    rest = b
+    for i, v in enumerate(basis):
+        rest = space.axpy(-image[:, i], v, rest)
+    ends = torch.from_numpy(work).to(space.device)[:, None]
+    rest = space.axpy(-image.gather(1, ends)[:, 0], tail, rest)
     picard = np.hypot(1 - _host(columns[0][0]), _host(columns[0][1]))
     return KrylovResult(
-        dx, history[-1], len(columns), history, work, inverse, picard
+        dx, rest, history[-1], len(columns), history, work, inverse, picard
     )
 
 
@@ -172,9 +187,9 @@ class _Givens:
 
 def _least_squares(
     columns: list[list[Tensor]], beta: Tensor
-) -> tuple[Tensor, np.ndarray]:
-    """y [S, m] of min |beta e_1 - H y|, and 1/sigma_min(H) [S]; 0 where H
-    holds a NaN."""
+) -> tuple[Tensor, Tensor, np.ndarray]:
+    """y [S, m] of min |beta e_1 - H y|, H y [S, m+1] and 1/sigma_min(H) [S];
+    0 where H holds a NaN."""
     m = len(columns)
     zero = torch.zeros_like(beta)
     rows = [torch.stack(c + [zero] * (m + 1 - len(c)), dim=1) for c in columns]
@@ -195,7 +210,7 @@ def _least_squares(
         last = (used - 1).clamp(min=0)[:, None]
         sigma = torch.linalg.svdvals(h).gather(1, last)[:, 0]
         inverse = torch.where(used > 0, 1 / sigma, torch.zeros_like(sigma))
-    return y[:, :, 0], inverse.cpu().numpy()
+    return y[:, :, 0], (h @ y)[:, :, 0], inverse.cpu().numpy()
 
 
 def _root(c: Tensor) -> Tensor:

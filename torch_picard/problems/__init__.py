@@ -18,7 +18,7 @@ from .integral import (
     volterra,
 )
 from .linear import reflection, rotation, symmetric_linear
-from .nonlinear import cosine, tanh_contraction
+from .nonlinear import cosine, sines, tanh_contraction
 from .problem import Problem
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "reflection",
     "rotation",
     "separable_fredholm",
+    "sines",
     "symmetric_linear",
     "tanh_contraction",
     "uniform_attention",

@@ -8,7 +8,7 @@ from .attention import uniform_attention
 from .graph import appnp, linear_gcn
 from .integral import green_fredholm, separable_fredholm
 from .linear import rotation, symmetric_linear
-from .nonlinear import cosine, tanh_contraction
+from .nonlinear import cosine, sines, tanh_contraction
 from .problem import Problem
 
 
@@ -26,4 +26,5 @@ def bank(dtype: torch.dtype = torch.float64) -> list[Problem]:
         separable_fredholm(dtype=dtype),
         green_fredholm(dtype=dtype),
         cosine(dtype=dtype),
+        sines(dtype=dtype),
     ]

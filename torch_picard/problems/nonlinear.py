@@ -23,6 +23,26 @@ def cosine(dtype: torch.dtype = torch.float64) -> Problem:
     )
 
 
+def sines(
+    size: int = 60, rho: float = 0.9, dtype: torch.dtype = torch.float64
+) -> Problem:
+    r"""One equation :math:`x_i = \rho \sin x_i + b_i` for each unknown.
+
+    :math:`b` is made from x*, which is spread over :math:`[-3, 3]`: the
+    derivative has as many eigenvalues as there are unknowns, and at the start
+    all of them are :math:`\rho`.
+    """
+    solution = torch.linspace(-3.0, 3.0, size, dtype=dtype)
+    b = solution - rho * torch.sin(solution)
+    return Problem(
+        name="sines",
+        operator=lambda x: rho * torch.sin(x) + b,
+        x0=torch.zeros(size, dtype=dtype),
+        solution=solution,
+        rate=rho * torch.cos(solution).abs().max().item(),
+    )
+
+
 def tanh_contraction(
     size: int = 40,
     bound: float = 0.95,

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..krylov import gmres
 from ..operator import Evaluator, refuse_transforms
 from ..point import Point
-from ..space import Leaves, Space, sub
+from ..space import Leaves, Space, add, detach, sub
 from .base import (
     Method,
     check_alpha,
@@ -24,6 +24,18 @@ from .safeguard import Guard, guard, retreat, within_reach
 #: As in the safeguard, but a derivative is known better than secants are, and
 #: an equation that is linear should be solved in one step.
 _REACH = 1000.0
+#: Evaluations that Newton steps may lose against plain ones, at first; a
+#: plain step adds a little, and more where it does not contract.
+_CREDIT, _RISK, _EARNED, _IDLE = 4.5, 3.5, 0.04, 0.25
+#: Products of the first linear solve. Where a step kept half of what the
+#: linear model promised (by the logarithm), the next may use so many times
+#: more; where it did not, 1, and once the residual is so much smaller.
+_DEPTH, _DEEPER, _CLOSER = 2, 3, 0.1
+#: Log-reduction an evaluation that is taken for none.
+_SLOW = 1e-3
+#: Relative surprise up to which P is taken for linear: then products are not
+#: limited by what may be lost.
+_LINEAR = 1e-2
 
 
 class _Last(NamedTuple):
@@ -31,7 +43,8 @@ class _Last(NamedTuple):
 
     step: Leaves
     residual: Tensor  # before the step
-    foreseen: Tensor  # residual after it, if P were linear
+    rest: Leaves  # f after it, if P were linear
+    foreseen: Tensor  # its norm
     cost: Tensor  # evaluations, the one that measured the result included
 
 
@@ -39,8 +52,10 @@ class _Carry(NamedTuple):
     guard: Guard
     last: _Last | None
     forcing: Tensor  # [S] relative tolerance of the next linear solve
-    newton: Tensor  # [S] observed log-reduction an evaluation of Newton ...
-    plain: Tensor  # [S] ... and of plain steps
+    rate: Tensor  # [S] log-reduction by a plain step; NaN until seen
+    credit: Tensor  # [S] evaluations that Newton steps may still lose
+    depth: Tensor  # [S] products that the next linear solve may use
+    below: Tensor  # [S] residual at which Newton is worth trying again
     kantorovich: Tensor  # [3, S] beta, eta, K; NaN until seen
 
 
@@ -56,10 +71,13 @@ class NewtonKrylov(Method):
     each counts as an evaluation. How exactly is decided as Eisenstat and
     Walker do: no more exactly than the last step showed P to be linear.
 
-    The first step is Newton's. Afterwards a segment makes the plain smoothed
-    step wherever that has been reducing the residual more per evaluation, so
-    an operator that contracts fast is not made slower. A Newton step that
-    raises the residual beyond ``growth`` times the best is taken back.
+    The first linear solve is short. Each step that reduces the residual as
+    the linear model promised lets the next solve go further; one that does
+    not is followed by plain smoothed steps. What Newton steps lose against
+    plain ones is kept account of, and limited: to some 5 evaluations where
+    the plain iteration contracts, and one in 25 of its own beyond. A Newton
+    step that raises the residual beyond ``growth`` times the best is taken
+    back.
 
     Args:
         restart: GMRES basis size. (default: :obj:`30`)
@@ -74,7 +92,7 @@ class NewtonKrylov(Method):
     observed in the first step, each [S]: ``beta``, a lower estimate of
     :math:`|F'(x_0)^{-1}|` from GMRES; ``eta`` :math:`= |x_1 - x_0|`; ``K``,
     the change of :math:`F'` along that step, :math:`2|F(x_1) - F(x_0) -
-    F'(x_0)s|/|s|^2` (from below, by the norms); and ``h = beta*eta*K``. The
+    F'(x_0)s|/|s|^2`; and ``h = beta*eta*K``. The
     theorem promises convergence for h <= 1/2 with true bounds; these are
     estimates.
 
@@ -112,8 +130,10 @@ class NewtonKrylov(Method):
             guard(space, reach=_REACH),
             None,
             full(self.forcing),
+            full(torch.nan),
+            full(_CREDIT),
+            full(_DEPTH),
             full(torch.inf),
-            full(-torch.inf),
             full(torch.nan, 3),
         )
 
@@ -125,20 +145,28 @@ class NewtonKrylov(Method):
     ) -> tuple[Leaves, _Carry]:
         space, h = here.space, 1 - self.alpha
         if carry.last is not None:
-            carry = self._learn(here.residual, carry, space)
+            carry = self._learn(here, carry)
         x, f, _, plain, now = retreat(here, carry.guard, self.growth)
-        plain = plain | (carry.plain > carry.newton)
         before = space.norm(f).double()
         enough = torch.as_tensor(here.target, device=space.device)
-        plain = plain | (before <= enough)  # ended: nothing to be solved
+        risk = (carry.depth + 1).clamp(max=_RISK)
+        plain = plain | (carry.credit < risk)
+        far = (before >= carry.below) & (carry.credit < _RISK)
+        # no Newton step costs less than two evaluations
+        near = (before / enough).log() <= 2 * carry.rate
+        ended = before <= enough
+        plain = plain | far | near | ended
+        few = torch.minimum(carry.depth, carry.credit - 1)
+        allowed = torch.where(carry.forcing > _LINEAR, few, carry.depth)
+        allowed = allowed.clamp(max=left - 1).long()
         step = tuple(h * t for t in f)
-        cost, foreseen = torch.ones_like(before), before
+        cost, foreseen, rest = torch.ones_like(before), before, f
         # one evaluation is kept to measure the result
         if left >= 2 and not bool(plain.all()):
             target = torch.maximum(carry.forcing * before, 0.5 * enough)
             target = torch.where(plain, torch.inf, target)
-            newton, foreseen, work, carry = self._solve(
-                evaluate, x, f, target, left - 1, carry
+            newton, rest, foreseen, work, carry = self._solve(
+                evaluate, x, f, target, allowed, carry
             )
             plain = plain | ~torch.isfinite(foreseen)
             step = space.where(plain, step, newton)
@@ -147,8 +175,13 @@ class NewtonKrylov(Method):
             plain = torch.ones_like(plain)
         x_next = tuple(a + b for a, b in zip(x, step))
         x_next, now = within_reach(space, x_next, ~plain, now, h)
-        foreseen = torch.lerp(before, foreseen, now.share.double())
-        last = _Last(sub(x_next, x), before, foreseen, cost)
+        # of a shortened step
+        share = now.share.double()
+        foreseen = torch.lerp(before, foreseen, share)
+        rest = add(f, space.scale(now.share, sub(rest, f)))
+        last = _Last(
+            detach(sub(x_next, x)), before, detach(rest), foreseen, cost
+        )
         return space.lower(x_next), carry._replace(guard=now, last=last)
 
     def _solve(
@@ -157,11 +190,11 @@ class NewtonKrylov(Method):
         x: Leaves,
         f: Leaves,
         target: Tensor,
-        budget: int,
+        allowed: Tensor,
         carry: _Carry,
-    ) -> tuple[Leaves, Tensor, Tensor, _Carry]:
-        """s of (I - J) s = f where target is below |f|, |f - (I - J) s|,
-        the products it took, and what it taught."""
+    ) -> tuple[Leaves, Leaves, Tensor, Tensor, _Carry]:
+        """s of (I - J) s = f where target is below |f|, f - (I - J) s and its
+        norm, the products it took, and what it taught."""
         space = evaluate.space
         refuse_transforms(f)  # how many products there are is a decision
         jacobian = evaluate.linearize(
@@ -172,8 +205,9 @@ class NewtonKrylov(Method):
             f,
             space,
             target.cpu().numpy(),
-            max_products=budget,
+            max_products=int(allowed.max()),
             restart=self.restart,
+            allowed=allowed.cpu().numpy(),
         )
         residual, work, beta, contraction = (
             torch.as_tensor(a, dtype=torch.float64, device=space.device)
@@ -192,22 +226,22 @@ class NewtonKrylov(Method):
             seen,
             carry.kantorovich,
         )
-        plain = -(self.alpha + (1 - self.alpha) * contraction).log()
-        plain = torch.where(solved, plain, carry.plain)
-        carry = carry._replace(kantorovich=seen, plain=plain)
-        return result.x, residual, work, carry
+        rate = -(self.alpha + (1 - self.alpha) * contraction).log()
+        rate = torch.where(solved, rate, carry.rate)
+        carry = carry._replace(kantorovich=seen, rate=rate)
+        return result.x, result.rest, residual, work, carry
 
-    def _learn(self, residual: Tensor, carry: _Carry, space: Space) -> _Carry:
-        """From the residual that the last step led to: how much it gained,
+    def _learn(self, here: Point, carry: _Carry) -> _Carry:
+        """From the evaluation that the last step led to: how much it gained,
         how nonlinear P is, and so how exactly the next system is worth
         solving."""
-        last, newton = carry.last, carry.guard.accelerated
+        last, newton, space = carry.last, carry.guard.accelerated, here.space
         assert last is not None
-        r = residual.double()
-        r = torch.where(torch.isfinite(r), r, torch.full_like(r, torch.inf))
-        gain = (last.residual / r).log() / last.cost
+        f = detach(here.f)
+        gain = (last.residual / _or_inf(space.norm(f).double())).log()
+        credit, depth, below = _account(gain, carry)
         # what the linear model did not foresee
-        surprise = (r - last.foreseen).clamp(min=0)
+        surprise = _or_inf(space.norm(sub(f, last.rest)).double())
         forcing = (surprise / last.residual).clamp(1e-10, self.forcing)
         size = space.norm(last.step).double()
         seen = carry.kantorovich.clone()
@@ -215,13 +249,49 @@ class NewtonKrylov(Method):
         seen[2] = torch.where(first, 2 * surprise / size.square(), seen[2])
         return carry._replace(
             forcing=torch.where(newton, forcing, carry.forcing),
-            newton=torch.where(newton, gain, carry.newton),
-            plain=torch.where(newton, carry.plain, gain),
+            rate=torch.where(newton, carry.rate, gain),
+            credit=credit,
+            depth=depth,
+            below=below,
             kantorovich=seen,
         )
 
     def report(self, carry: _Carry, here: Point) -> dict[str, Tensor]:
         if carry.last is not None:
-            carry = self._learn(here.residual, carry, here.space)
+            carry = self._learn(here, carry)
         beta, eta, k = carry.kantorovich
         return {"beta": beta, "eta": eta, "K": k, "h": beta * eta * k}
+
+
+def _account(gain: Tensor, carry: _Carry) -> tuple[Tensor, Tensor, Tensor]:
+    """credit, depth and below, after a step with this log-reduction.
+
+    What plain steps would have taken for the same is known twice: from their
+    rate, and because no polynomial reduces the residual of a linear P more
+    than the one that GMRES finds, theirs of as many products included. So a
+    step that kept what the linear model promised lost the measuring of its
+    result, one evaluation, or less.
+    """
+    last, newton = carry.last, carry.guard.accelerated
+    assert last is not None
+    promised = (last.residual / last.foreseen).log()
+    share = (gain / promised).nan_to_num(1.0).clamp(0.0, 1.0)
+    plain = torch.maximum(
+        gain.clamp(min=0) / carry.rate.clamp(min=_SLOW),
+        share * (last.cost - 1),
+    )
+    won = (carry.credit + plain - last.cost).clamp(0.0, _CREDIT)
+    waited = carry.credit + torch.where(gain > 0, _EARNED, _IDLE)
+    kept = share >= 0.5
+    depth = torch.where(kept, _DEEPER * carry.depth, 1.0)
+    below = torch.where(kept, torch.inf, _CLOSER * last.residual)
+    return (
+        torch.where(newton, won, waited),
+        torch.where(newton, depth, carry.depth),
+        torch.where(newton, below, carry.below),
+    )
+
+
+def _or_inf(t: Tensor) -> Tensor:
+    """t, and inf where it is not finite."""
+    return torch.where(torch.isfinite(t), t, torch.full_like(t, torch.inf))
