@@ -498,45 +498,6 @@ def test_a_plain_convs_weights_go_in_and_out():
     assert set(learned.state_dict()) - set(block.state_dict()) == {"alpha"}
 
 
-#: What version 0.1 saves for PIGN(3, 4, 2). A change here breaks the files of
-#: users: load those, too.
-SAVED = {
-    "encoder.weight": [4, 3],
-    "encoder.bias": [4],
-    "decoder.weight": [2, 4],
-    "decoder.bias": [2],
-}
-OF_CONV = {
-    "gcn": {"bias": [4], "lin.deviation": [4, 4]},
-    "sage": {"lin_l.deviation": [4, 4]},
-    "gat": {
-        "bias": [4],
-        "lin.deviation": [4, 4],
-        "att_src": [1, 1, 4],
-        "att_dst": [1, 1, 4],
-    },
-}
-
-
-@pytest.mark.parametrize("conv", OF_CONV)
-def test_files_of_version_0_1_load(conv, tmp_path):
-    torch.manual_seed(0)
-    shapes = SAVED | {
-        f"block.conv.{name}": shape for name, shape in OF_CONV[conv].items()
-    }
-    state = {name: torch.randn(shape) for name, shape in shapes.items()}
-    torch.save(state, tmp_path / "weights.pt")
-    loaded = torch.load(tmp_path / "weights.pt", weights_only=True)
-    first, second = PIGN(3, 4, 2, conv=conv), PIGN(3, 4, 2, conv=conv)
-    first.load_state_dict(loaded, strict=True)
-    for name, value in first.state_dict().items():
-        assert torch.equal(value, state[name])
-    second.load_state_dict(first.state_dict())
-    x, edge_index = torch.randn(6, 3), torch.randint(6, (2, 15))
-    want = first.eval()(x, edge_index)
-    assert torch.equal(second.eval()(x, edge_index), want)
-
-
 @pytest.mark.parametrize(
     "make",
     [
