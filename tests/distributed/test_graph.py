@@ -216,6 +216,73 @@ def test_any_partition_of_a_directed_graph(processes, seed):
     assert any(part[2] for part in parts)
 
 
+def odd_graph():
+    """Directed, with loops and edges twice, and nodes without edges."""
+    edge_index, x, weight = graph(nodes=9, edges=24, undirected=False)
+    edge_index = edge_index.clamp(max=6)
+    edge_index[:, :2] = torch.tensor([[0, 3], [0, 3]])
+    edge_index[:, 2:4] = edge_index[:, 4:6]
+    draw = torch.Generator().manual_seed(1)
+    attr = torch.rand(24, 3, generator=draw, dtype=torch.float64)
+    return edge_index, x, weight, attr
+
+
+ODD = {
+    "GCN": (CONVS["GCN"], "edge_weight"),
+    "GraphConv": (CONVS["GraphConv"], "edge_weight"),
+    "GAT": (
+        lambda: pyg.GATConv(WIDTH, WIDTH, edge_dim=3, fill_value="mean"),
+        "edge_attr",
+    ),
+    "GINE": (
+        lambda: pyg.GINEConv(nn.Linear(WIDTH, WIDTH), edge_dim=3),
+        "edge_attr",
+    ),
+}
+
+
+def solved_oddly(name, dtype, on=None):
+    edge_index, x, weight, attr = odd_graph()
+    make, argument = ODD[name]
+    torch.manual_seed(0)
+    picard = PicardConv(
+        halved(make()).to(dtype), inject=True, activation="tanh",
+        rtol=1e-10 if dtype == torch.float64 else 1e-2, max_iter=200,
+        gradient=Implicit(rtol=1e-10 if dtype == torch.float64 else 1e-2),
+    )  # fmt: skip
+    edges = {"edge_weight": weight, "edge_attr": attr}[argument].to(dtype)
+    rows = x.to(dtype) if on is None else x.to(dtype)[on.owned]
+    graph = edge_index if on is None else on
+    out, solution = picard(
+        rows, graph, **{argument: edges}, return_solution=True
+    )
+    out.sum().backward()
+    assert out.dtype == dtype and solution.converged.all()
+    grads = [p.grad.double().numpy() for p in picard.parameters()]
+    value = out.detach() if on is None else on.gather(out.detach())
+    return value.double().numpy(), grads
+
+
+def odd(rank, world, name, dtype):
+    edge_index, x, *_ = odd_graph()
+    return solved_oddly(name, dtype, PartitionedGraph(edge_index, len(x)))
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_graph_with_all_that_is_odd(processes, name):
+    """To rounding, and in bfloat16 about as near as one process."""
+    value, grads = solved_oddly(name, torch.float64)
+    parts = processes(3, odd, name, torch.float64)
+    for i, grad in enumerate(grads):
+        total = sum(part[1][i] for part in parts)
+        np.testing.assert_allclose(total, grad, rtol=1e-8, atol=1e-10)
+    for found, _ in parts:
+        np.testing.assert_allclose(found, value, rtol=0, atol=1e-10)
+    error = np.abs(solved_oddly(name, torch.bfloat16)[0] - value).max()
+    for found, _ in processes(2, odd, name, torch.bfloat16):
+        assert np.abs(found - value).max() < 2 * error
+
+
 def in_batches(rank, world):
     edge_index, x, batch = three_graphs()
     place = PartitionedGraph(edge_index, len(x))
@@ -401,6 +468,7 @@ def refused(rank, world):
             x[place.owned], place, torch.ones(3)
         ),
         lambda: place.gather(x),
+        lambda: place.gather([1.0]),
         lambda: PartitionedGraph(edge_index.float(), len(x)),
         lambda: PartitionedGraph(edge_index, 10),
         lambda: PartitionedGraph(edge_index[0], len(x)),
@@ -428,6 +496,7 @@ def test_what_would_be_wrong_is_refused(processes):
         "x must have one row for each of the",
         "edge_weight must be of all",
         "x must have one row for each of the",
+        "as in features[graph.owned], got a list",
         "edge_index must be a LongTensor",
         "edge_index must be in 0..9",
         "edge_index must be a LongTensor [2, E], got shape",

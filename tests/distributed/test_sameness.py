@@ -334,6 +334,26 @@ def test_a_process_outside_the_group_is_told(processes):
     assert "group must have this process in it" in told_outside
 
 
+def lazy(rank, world):
+    case = Case(rank, world)
+    case.conv = PicardConv(pyg.SAGEConv(-1, WIDTH))
+    before = told(case.run)
+    torch.manual_seed(0)
+    if not case.other:
+        case.conv(torch.ones(NODES, WIDTH), case.edges)
+    between = told(case.run)
+    if case.other:
+        case.conv(torch.ones(NODES, WIDTH), case.edges)
+    return before, between, told(case.run)
+
+
+def test_weights_that_are_yet_to_be_drawn(processes):
+    for before, between, after in processes(2, lazy, seconds=20):
+        assert "conv.lin_l.weight is not initialised: call the mod" in before
+        assert "not initialised in 1)" in between
+        assert after == "no error"
+
+
 @pytest.mark.parametrize(
     "dtype",
     [torch.float64, torch.float32, torch.bfloat16, torch.bool, torch.uint8],

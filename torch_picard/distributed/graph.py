@@ -276,10 +276,12 @@ class PartitionedGraph(Sharded):
         return position.cpu()
 
     def _check_rows(self, x: Tensor) -> None:
-        if x.size(0) != self.num_owned:
+        kind = type(x).__name__
+        rows = x.size(0) if isinstance(x, Tensor) and x.dim() else f"a {kind}"
+        if rows != self.num_owned:
             raise ValueError(
                 f"x must have one row for each of the {self.num_owned} nodes "
-                f"owned here, as in features[graph.owned], got {x.size(0)}"
+                f"owned here, as in features[graph.owned], got {rows}"
             )
 
     def whole(self, name: str, t: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ _OPTIONS = (
 )  # fmt: skip
 #: odd, so that a product in 64 bits loses nothing
 _FACTOR = 0x2545F4914F6CDD1D
+_LAZY = "not initialised"
 _REMEDY = (
     "must be the same in every process. Weights: make the module with the "
     "same seed, sum the gradients before every step, or send them from one "
@@ -78,15 +79,22 @@ class Facts:
                     if not isinstance(value, (Tensor, Module)):
                         self.say(f"{name}.{option}".lstrip("."), value)
         self.say("the modules", kinds)
-        for name, t in (*module.named_parameters(), *module.named_buffers()):
-            self.tensor(name, t)
+        named = [*module.named_parameters(), *module.named_buffers()]
+        # where some are yet to be made, others may be so without a sign
+        made = not any(is_lazy(t) for _, t in named)
+        for name, t in named:
+            if made:
+                self.tensor(name, t)
+            else:
+                self.say(name, _described(t))
 
 
 def agree(facts: Facts, group: Any, device: torch.device) -> None:
     """One reduction of two numbers.
 
     Raises:
-        ValueError: in every process, where one has other facts.
+        ValueError: in every process, where one has other facts, or weights
+            that each would draw by itself have yet to be made.
     """
     number = _digest(facts, device)
     both = torch.stack([number, -number])
@@ -95,6 +103,12 @@ def agree(facts: Facts, group: Any, device: torch.device) -> None:
     most, least = both.tolist()
     if most != -least:
         raise ValueError(_differences(facts, group))
+    for name, said in facts.said.items():
+        if said == _LAZY:
+            raise ValueError(
+                f"{name} is not initialised: call the module on a plain graph "
+                "first, with the same seed in every process"
+            )
 
 
 def _digest(facts: Facts, device: torch.device) -> Tensor:
@@ -155,7 +169,7 @@ def _described(value: Any) -> str:
         plain = value is None or isinstance(value, (bool, int, float, str))
         return _plain(value) if plain else type(value).__name__
     if is_lazy(value):
-        return "not initialised"
+        return _LAZY
     return f"{value.dtype} {list(value.shape)}{_wanted(value)}"
 
 
