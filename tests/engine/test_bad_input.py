@@ -109,10 +109,20 @@ WRONG = {
     ),
     "x0 empty": (solve(torch.zeros(0, 3)), ValueError, r"x0.*\[0, 3\]"),
     "x0 no leaf": (solve(()), ValueError, "x0"),
-    "x0 one empty leaf": (
-        solve((X0, torch.zeros(0)), lambda x: x),
+    "x0 all leaves empty": (
+        solve({"a": torch.zeros(0, 3), "b": torch.zeros(2, 0)}),
         ValueError,
-        "x0.*empty",
+        r"x0.*empty.*\[0, 3\], \[2, 0\]",
+    ),
+    "x0 float8": (
+        solve(torch.zeros(3).to(torch.float8_e4m3fn)),
+        ValueError,
+        "x0.*float8",
+    ),
+    "f of another shape": (
+        lambda: OperatorEquation(torch.cos, torch.zeros(4)).solve(X0),
+        ValueError,
+        r"f must.*\[4\]",
     ),
     "x0 sparse": (solve(X0.to_sparse()), ValueError, "x0.*sparse"),
     "x0 without values": (solve(X0.to("meta")), ValueError, "x0.*meta"),

@@ -68,12 +68,16 @@ def test_batch_mates_do_not_matter(method, seed, sizes, data):
     batch, alone = solve_both(graphs, method=method, **OPTIONS)
     for i, s in enumerate(alone):
         mine = batch.value[graphs.batch == i]
-        torch.testing.assert_close(mine, s.value, rtol=1e-10, atol=1e-10)
+        # accelerators make more of rounding, but not more than the tolerance
+        apart = 1e-10 if isinstance(method, Picard) else 1e-9
+        scale = s.value.norm()
+        assert (mine - s.value).norm() <= apart * scale
         assert batch.status[i] == s.status[0] == Status.CONVERGED
         assert batch.iterations[i] == s.iterations[0]
         # Small differences of rounding grow with the iterations.
+        early = s.residual_history[:4, 0]
         torch.testing.assert_close(
-            batch.residual_history[:4, i], s.residual_history[:4, 0]
+            batch.residual_history[: len(early), i], early
         )
 
 
@@ -252,3 +256,40 @@ def test_a_permutation_of_the_nodes_permutes_the_result(method_alpha):
         **options,
     )
     torch.testing.assert_close(t.value, s.value[order])
+
+
+@pytest.mark.parametrize("segments", [False, True], ids=["whole", "batch"])
+def test_an_empty_leaf_changes_nothing(method, segments):
+    """A node type of which there are no nodes."""
+    torch.manual_seed(0)
+    b = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
+    none = torch.zeros(0, 3, dtype=torch.float64)
+    batch = torch.tensor([0, 0, 1, 1])
+    index = {"a": batch, "b": batch[:0]}
+
+    def pair(x):
+        return {"a": one(x["a"]) + 0.1 * x["b"].sum(), "b": 0.5 * x["b"]}
+
+    def one(x):
+        return 0.5 * torch.tanh(x) + b
+
+    options = {"method": method, "gradient": Implicit(), "rtol": 1e-9}
+    options["max_iter"] = 200
+    both = fixed_point(
+        pair,
+        {"a": torch.zeros_like(b), "b": none},
+        segments=index if segments else None,
+        **options,
+    )
+    alone = fixed_point(
+        one,
+        torch.zeros_like(b),
+        segments=batch if segments else None,
+        **options,
+    )
+    assert both.converged.all() and both.value["b"].shape == (0, 3)
+    torch.testing.assert_close(both.value["a"], alone.value)
+    assert torch.equal(both.iterations, alone.iterations)
+    (g,) = torch.autograd.grad(both.value["a"].sum(), b)
+    (exact,) = torch.autograd.grad(alone.value.sum(), b)
+    torch.testing.assert_close(g, exact)

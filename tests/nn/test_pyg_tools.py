@@ -97,6 +97,31 @@ def test_gradients_and_graphs_of_several_types():
             torch.testing.assert_close(out[t][batch[t].batch == i], alone[t])
 
 
+def test_node_types_without_nodes():
+    """A batch may have none of a type, of several, or of all."""
+    x, conv = typed()
+    nothing = torch.zeros(2, 0, dtype=torch.long)
+    picard = PicardConv(
+        conv, inject=True, activation="tanh", rtol=1e-6, max_iter=100
+    )
+    edges = {**EDGES, ("a", "to", "b"): nothing, ("b", "back", "a"): nothing}
+    out, solution = picard({**x, "b": x["b"][:0]}, edges, return_solution=True)
+    assert solution.converged.all() and out["b"].shape == (0, 5)
+    into = conv.convs["c", "into", "a"]
+    alone = into((x["c"], out["a"]), EDGES["c", "into", "a"])
+    # SAGEConv of b onto a, without neighbours: its bias and its root
+    back = conv.convs["b", "back", "a"]((x["b"], out["a"]), nothing)
+    torch.testing.assert_close(
+        torch.tanh(alone + back + x["a"]), out["a"], rtol=1e-4, atol=1e-5
+    )
+    gone = {t: v[:0] for t, v in x.items()}
+    edges = dict.fromkeys(EDGES, nothing)
+    out, solution = picard(gone, edges, return_solution=True)
+    assert solution.converged.all() and solution.evaluations == 0
+    assert set(out) == set(x)
+    assert all(v.shape == (0, 5) for v in out.values())
+
+
 class Layer(nn.Module):
     def __init__(self):
         super().__init__()

@@ -46,7 +46,7 @@ class OperatorEquation:
         """P(x) = lam*T(x) + f."""
         image = self.T(x)
         if isinstance(image, Tensor) and isinstance(self.f, Tensor):
-            return self.lam * image + self.f
+            return self._one(image, self.f)
         if self.f is None:
             return pytree.tree_map(lambda t: self.lam * t, image)
         leaves, spec = pytree.tree_flatten(self.f)
@@ -57,8 +57,20 @@ class OperatorEquation:
                 f"T must return the structure of f, but: {error}"
             ) from None
         return pytree.tree_unflatten(
-            [self.lam * t + f for t, f in zip(images, leaves)], spec
+            [self._one(t, f) for t, f in zip(images, leaves)], spec
         )
+
+    def _one(self, image: Tensor, f: Any) -> Tensor:
+        try:
+            return self.lam * image + f
+        except (RuntimeError, TypeError) as error:
+            given = f"{type(f).__name__}"
+            if isinstance(f, Tensor):
+                given = f"shape {list(f.shape)} on {f.device}"
+            raise ValueError(
+                "f must be added to T(x), of shape "
+                f"{list(image.shape)} on {image.device}, got {given}"
+            ) from error
 
     def solve(self, x0: Any = None, **options: Any) -> Solution:
         """:func:`fixed_point` of this operator.

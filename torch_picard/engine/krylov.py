@@ -142,6 +142,8 @@ def _cycle(
         live = live & leaves & _open(history[-1], target) & (work < allowed)
         if j + 1 == budget:
             live = np.zeros_like(live)
+        # what it leaves by rounding alone has no derivative worth having
+        height = torch.where(_mask(leaves, space), height, 0.0)
         v = space.scale(_reciprocal(height), w)
         tail = space.where(_mask(before & ~live, space), v, tail)
         if not live.any():
@@ -199,8 +201,8 @@ def _least_squares(
     beta = torch.where(sound, beta, zero)
     # Closed segments have zero columns: a ridge at rounding level keeps the
     # factorisation, and its derivative, defined.
-    scale = torch.linalg.matrix_norm(h, keepdim=True).clamp(min=_TINY)
-    ridge = torch.finfo(torch.float64).eps * scale
+    scale = torch.linalg.matrix_norm(h.detach(), keepdim=True)
+    ridge = torch.finfo(torch.float64).eps * scale.clamp(min=_TINY)
     eye = torch.eye(m, dtype=h.dtype, device=h.device)
     q, r = torch.linalg.qr(torch.cat([h, ridge * eye], dim=1))
     rhs = q[:, 0, :, None] * beta.double()[:, None, None]

@@ -257,10 +257,10 @@ def linear_solution(
     return solution
 
 
-def settled(x: Tensor) -> Solution:
+def settled(x: Any, device: torch.device) -> Solution:
     """The Solution of an equation without unknowns: x, with nothing to do."""
-    none = torch.zeros(1, dtype=torch.long, device=x.device)
-    residual = torch.zeros(1, dtype=torch.float32, device=x.device)
+    none = torch.zeros(1, dtype=torch.long, device=device)
+    residual = torch.zeros(1, dtype=torch.float32, device=device)
     status = torch.full_like(none, int(Status.CONVERGED))
     solution = recorded(status, none, residual, residual[None], none)
     solution.value = x

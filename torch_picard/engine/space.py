@@ -16,6 +16,9 @@ from torch.utils import _pytree as pytree
 
 Leaves = tuple[Tensor, ...]
 
+#: those that can be added and multiplied
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 class Whole:
     """The whole state is one vector: S = 1."""
@@ -294,7 +297,7 @@ def tree_map(fn: Callable[[Tensor], Any], tree: Any) -> Any:
 
 
 def _rows(t: Tensor) -> Tensor:
-    return t.reshape(t.size(0), -1)
+    return t.flatten(1) if t.dim() > 1 else t[:, None]
 
 
 def _autocast_on(device: torch.device) -> bool:
@@ -310,10 +313,11 @@ def _check_leaves(leaves: Sequence[Any]) -> None:
                 "x0 must be a Tensor or a tuple, list or dict of Tensors, "
                 f"got a {type(t).__name__}"
             )
-        if not t.is_floating_point():
+        if t.dtype not in _DTYPES:
             raise ValueError(
-                f"x0 must be of a real floating dtype, got {t.dtype}; "
-                "convert it, e.g. with x0.float()"
+                "x0 must be of a real floating dtype (float64, float32, "
+                f"bfloat16, float16), got {t.dtype}; convert it, e.g. with "
+                "x0.float()"
             )
         if t.layout != torch.strided:
             raise ValueError(
@@ -323,15 +327,15 @@ def _check_leaves(leaves: Sequence[Any]) -> None:
             raise ValueError(
                 "x0 must hold values, got a Tensor on the meta device"
             )
-        if t.numel() == 0:
-            raise ValueError(
-                f"x0 must not be empty, got a Tensor of shape {list(t.shape)}"
-            )
         if t.device != leaves[0].device:
             raise ValueError(
                 "x0 must be on one device, got "
                 f"{leaves[0].device} and {t.device}"
             )
+    # one of several may be: a node type of which a graph has no nodes
+    if not any(t.numel() for t in leaves):
+        shapes = ", ".join(str(list(t.shape)) for t in leaves)
+        raise ValueError(f"x0 must not be empty, got shape {shapes}")
 
 
 def _segments(segments: Any, leaves: Leaves, spec: Any):
@@ -359,7 +363,7 @@ def _segments(segments: Any, leaves: Leaves, spec: Any):
             ) from None
     for batch, leaf in zip(index, leaves):
         _check_batch(batch, leaf)
-    size = 1 + max(int(batch[-1]) for batch in index)
+    size = 1 + max(int(batch[-1]) for batch in index if batch.numel())
     if torch.compiler.is_compiling():
         torch._check(size >= 1)  # unknown to the compiler otherwise
     return Batched(index, size)
@@ -402,7 +406,7 @@ def _check_batch(batch: Any, leaf: Tensor) -> None:
             f"segments must be on the device of x0, got {batch.device} "
             f"and {leaf.device}"
         )
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not rows:
         return
     if int(batch[0]) < 0:
         raise ValueError(f"segments must not be negative, got {int(batch[0])}")

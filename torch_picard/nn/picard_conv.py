@@ -228,7 +228,7 @@ class PicardConv(Solver):
             batch = None  # the value does not depend on it
         if x.size(0) == 0 and not isinstance(edge_index, Sharded):
             # as of a node type that a batch has none of
-            solution = settled(x)
+            solution = settled(x, x.device)
             return (x, solution) if return_solution else x
         with held_weights(self):
             if isinstance(edge_index, Sharded):
@@ -318,7 +318,11 @@ class PicardConv(Solver):
             segments = operator.segments(batch)
             first = x if start is None else start
             first = {t: first[t] for t in operator.state}
-            solution = self._solved(operator, first, segments)
+            if any(t.numel() for t in first.values()):
+                solution = self._solved(operator, first, segments)
+            else:
+                device = next(iter(first.values())).device
+                solution = settled(first, device)
         return solution, {t: solution.value.get(t, x[t]) for t in x}
 
     def _shared(self, x: Tensor, graph: Sharded, args, kwargs):
