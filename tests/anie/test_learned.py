@@ -230,6 +230,7 @@ def test_gradcheck(kind):
 # -- certificates -------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None)
 @given(bound=st.floats(0.3, 0.95), seed=st.integers(0, 100))
 def test_a_contractive_anie_keeps_its_promise(bound, seed):
@@ -349,7 +350,10 @@ def end_error(problem, count, solver="rk4", **options):
     return float((y[0, :, 0] - problem.exact(times)).abs().max())
 
 
-@pytest.mark.parametrize("solver", ["rk4", "dopri5", "torchdiffeq"])
+@pytest.mark.parametrize(
+    "solver",
+    ["rk4", "dopri5", pytest.param("torchdiffeq", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("name", DIFFERENTIAL)
 def test_nide_converges_with_the_order_of_its_quadrature(name, solver):
     if solver == "torchdiffeq":

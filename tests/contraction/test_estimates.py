@@ -176,6 +176,7 @@ def test_segments_of_different_size_and_kind():
         torch.testing.assert_close(value, torch.tensor(target).double())
 
 
+@pytest.mark.slow
 def test_a_segment_is_worth_what_it_is_alone():
     torch.manual_seed(0)
     layer = torch.nn.Linear(6, 6).double()

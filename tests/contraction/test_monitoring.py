@@ -164,7 +164,7 @@ def test_one_broken_graph_spoils_no_average():
 
 
 def test_memory_is_bounded():
-    model = conv(max_iter=30)
+    model = conv(max_iter=10)
     batch = torch.arange(6)
     with ConvergenceMonitor(model, keep=3, segments=2) as monitor:
         for _ in range(200):

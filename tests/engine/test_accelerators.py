@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torch_picard import (
@@ -101,6 +101,7 @@ def test_every_window_converges(window):
         assert s.evaluations <= picard(p) + EXTRA
 
 
+@settings(max_examples=8)
 @given(seed=st.integers(0, 1000), alpha=st.floats(0.0, 0.9))
 def test_accelerators_take_an_alpha(contraction, seed, alpha):
     p = contraction(seed, lipschitz=0.8)

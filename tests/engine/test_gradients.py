@@ -29,6 +29,20 @@ def gradient(request):
     return request.param
 
 
+#: for what takes longer: two of them, and the others where it may
+ALL = pytest.mark.parametrize(
+    "gradient",
+    [
+        pytest.param(
+            gradient,
+            id=name,
+            marks=() if name in ("unrolled", "implicit") else pytest.mark.slow,
+        )
+        for name, gradient in EXACT.items()
+    ],
+)
+
+
 def options(gradient, method=None):
     return {
         "gradient": gradient,
@@ -53,6 +67,7 @@ def check(fn, args):
     assert gradgradcheck(fn, args)
 
 
+@ALL
 def test_closure_leaves_and_injected_x0(gradient):
     """The weight is a leaf; x0 is the start and is injected as well."""
 
@@ -64,6 +79,7 @@ def test_closure_leaves_and_injected_x0(gradient):
     check(solve, inputs((2, 2), (3, 2)))
 
 
+@ALL
 def test_closure_tensors_that_are_not_leaves(gradient):
     def solve(a, b):
         w, bias = 0.3 * torch.sin(a), b.exp()
@@ -76,6 +92,7 @@ def test_closure_tensors_that_are_not_leaves(gradient):
     check(solve, inputs((2, 2), (2,)))
 
 
+@ALL
 def test_closure_tensors_that_depend_on_each_other(gradient):
     """Each gets its own part of the gradient, and none twice."""
 
@@ -119,6 +136,7 @@ def test_a_closure_tensor_returned_as_it_is(gradient):
     check(solve, inputs((3,)))
 
 
+@ALL
 def test_dicts_and_segments(gradient):
     def solve(a, b):
         value = fixed_point(

@@ -221,6 +221,7 @@ def test_two_backward_passes():
         torch.testing.assert_close(g, inverse.T @ weights)
 
 
+@pytest.mark.slow
 def test_a_solve_within_a_solve():
     """The operator solves an equation of its own."""
 
