@@ -35,6 +35,14 @@ def pytest_configure(config):
         torch.set_num_threads(1)  # the workers share the cores
 
 
+#: A worker that got one of these last would keep the others waiting.
+LONGEST = "every_block_of_the_docs", "100_000_nodes", "cuda_build"
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda i: not any(name in i.nodeid for name in LONGEST))
+
+
 @pytest.fixture
 def no_warnings():
     """Any warning is an error."""

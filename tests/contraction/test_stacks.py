@@ -238,7 +238,10 @@ def contracting(kind):
     return module, x, lipschitz_bound(module, num_nodes=6)
 
 
-@pytest.mark.parametrize("kind", ["graph", "attention", "dense"])
+@pytest.mark.parametrize(
+    "kind",
+    ["graph", pytest.param("attention", marks=pytest.mark.slow), "dense"],
+)
 @given(seed=st.integers(0, 1000), alpha=st.sampled_from([0.0, 0.4]))
 @settings(max_examples=5)
 def test_a_certified_error_is_never_exceeded(kind, seed, alpha):

@@ -534,7 +534,13 @@ def test_a_plain_convs_weights_go_in_and_out():
         lambda: PIGN(6, 8, 3, dropout=0.0, rtol=0.0, max_iter=3),
     ],
 )
-@pytest.mark.parametrize("compile", [torch.compile, torch_geometric.compile])
+@pytest.mark.parametrize(
+    "compile",
+    [
+        torch.compile,
+        pytest.param(torch_geometric.compile, marks=pytest.mark.slow),
+    ],
+)
 def test_compiles_in_pieces(make, compile):
     """Without fullgraph=True: what stops by itself runs as it is."""
     torch.manual_seed(0)
