@@ -13,7 +13,7 @@ TEST := $(QUIET) $(RUN) -m pytest -n $(JOBS) --maxprocesses 4
 SOURCES := torch_picard examples benchmarks tests docs setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-scatter sanitize lint format
+.PHONY: help install demo test test-slow test-compiled sanitize lint format
 .PHONY: docs bench clean
 
 help:
@@ -21,7 +21,7 @@ help:
 	@echo "make test       unit tests, and every code block of the docs"
 	@echo "make test-slow  the tests that take longer"
 	@echo "make sanitize   the operators' tests under AddressSanitizer and UBSan"
-	@echo "make test-scatter  the operators' tests with torch-scatter, built first"
+	@echo "make test-compiled  tests with torch-scatter and torch-sparse, built first"
 	@echo "make lint       format check, lint, types      make format  repairs"
 	@echo "make docs       HTML pages in docs/build/html"
 	@echo "make bench      timings against peers"
@@ -43,22 +43,23 @@ test-slow: install
 sanitize: install
 	PYTHON=$(RUN) tests/sanitize.sh
 
-# torch-scatter has a folder of its own, which only this target puts on the
-# path: every other one goes without it, as most users do. There is no wheel
-# for this torch, and the build takes 6 to 8 minutes. --no-deps: nothing that
-# is in .venv may be replaced.
-SCATTER := $(VENV)/scatter
+# PyG's compiled packages have folders of their own, which only this target puts
+# on the path: every other one goes without them, as most users do. There are no
+# wheels for this torch; the builds run side by side. --no-deps: nothing
+# that is in .venv may be replaced. -g0: debugging symbols take time.
+SCATTER := $(VENV)/compiled/torch-scatter
+SPARSE := $(VENV)/compiled/torch-sparse
 
-$(SCATTER)/stamp: $(VENV)/requirements.stamp
-	rm -rf $(SCATTER)
-	FORCE_ONLY_CPU=1 $(PIP) install --no-build-isolation --no-deps \
-	    -c constraints.txt --target $(SCATTER) torch-scatter==2.1.2
+%/stamp: $(VENV)/requirements.stamp
+	rm -rf $*
+	CFLAGS=-g0 FORCE_ONLY_CPU=1 $(PIP) install --no-build-isolation \
+	    --no-deps -c constraints.txt --target $* $(notdir $*)
 	@touch $@
 
-test-scatter: install $(SCATTER)/stamp
-	PYTHONPATH=$(CURDIR)/$(SCATTER) $(RUN) -c \
-	    "import torch, torch_scatter as s; print(torch.__version__, s.__file__)"
+test-compiled: install
+	$(MAKE) -j 2 $(SCATTER)/stamp $(SPARSE)/stamp
 	PYTHONPATH=$(CURDIR)/$(SCATTER) $(TEST) tests/ops -k scatter
+	PYTHONPATH=$(CURDIR)/$(SCATTER):$(CURDIR)/$(SPARSE) $(TEST) tests/nn tests/test_docs.py
 
 lint: install
 	$(RUN) -m ruff format --check $(wildcard $(SOURCES))

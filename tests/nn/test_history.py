@@ -2,37 +2,13 @@
 
 import pytest
 import torch
-import torch_geometric.transforms as T
 from torch_geometric import nn as pyg
-from torch_geometric import typing
-from torch_geometric.data import Batch, Data
-from torch_geometric.loader import ClusterData, ClusterLoader
 from torch_geometric.nn import GCNConv, SAGEConv
 from torch_geometric.utils import k_hop_subgraph
 
+from tests.nn.sampling import WIDTH, graph, picard
 from torch_picard import Implicit, PicardConv
-from torch_picard.distributed import partition
-from torch_picard.nn import StoredPicard, num_hops
-
-WIDTH = 5
-
-
-def graph(nodes=40):
-    draw = torch.Generator().manual_seed(0)
-    data = Data(
-        x=torch.randn(nodes, WIDTH, generator=draw),
-        edge_index=torch.randint(nodes, (2, 120), generator=draw),
-    )
-    return T.GCNNorm()(data)
-
-
-def picard(**options):
-    torch.manual_seed(0)
-    conv = GCNConv(WIDTH, WIDTH, normalize=False)
-    with torch.no_grad():
-        conv.lin.weight.mul_(0.5)
-    options = {"rtol": 1e-7, "max_iter": 200} | options
-    return PicardConv(conv, inject=True, activation="tanh", **options)
+from torch_picard.nn import StoredPicard
 
 
 def batches(data, size=10):
@@ -180,131 +156,6 @@ def test_convs_of_one_hop_are_not(kind):
     for _ in range(12):
         for n_id, edge_index, _, seeds in batches(data):
             stored(data.x[n_id], edge_index, n_id, seeds)
-    torch.testing.assert_close(stored.states, want, rtol=1e-4, atol=1e-5)
-
-
-# -- sampled batches ---------------------------------------------------------
-
-
-def sampled(data, seeds, hops):
-    """What NeighborLoader(data, [-1] * hops) gives for these seeds, its own
-    order of edges apart: all nodes within so many hops, seeds first, and the
-    edges that lead to those within one hop less."""
-    near, *_ = k_hop_subgraph(
-        seeds, hops, data.edge_index, num_nodes=data.num_nodes
-    )
-    inner, *_ = k_hop_subgraph(
-        seeds, hops - 1, data.edge_index, num_nodes=data.num_nodes
-    )
-    n_id = torch.cat([seeds, near[~torch.isin(near, seeds)]])
-    name = torch.full((data.num_nodes,), -1)
-    name[n_id] = torch.arange(len(n_id))
-    edges = torch.isin(data.edge_index[1], inner)
-    return n_id, name[data.edge_index[:, edges]], data.edge_weight[edges]
-
-
-@torch.no_grad()
-def test_as_many_iterations_as_hops_are_exact_at_the_seeds():
-    data, seeds = graph(80), torch.tensor([3, 17, 60])
-    n_id, edge_index, weight = sampled(data, seeds, 3)
-    assert len(n_id) < 80
-    for count, exact in [(1, True), (3, True), (6, False)]:
-        block = picard(rtol=0.0, max_iter=count)
-        want = block(data.x, data.edge_index, data.edge_weight)[seeds]
-        got = block(data.x[n_id], edge_index, weight)[:3]
-        error = (got - want).abs().max()
-        assert (error < 1e-6) == exact
-        assert (num_hops(block) <= 3) == exact
-
-
-@torch.no_grad()
-def test_a_degree_that_was_not_sampled_is_missing():
-    """GCN's own normalisation, of a batch, is not that of the graph."""
-    data, seeds = graph(80), torch.tensor([3, 17, 60])
-    n_id, edge_index, _ = sampled(data, seeds, 3)
-    conv = GCNConv(WIDTH, WIDTH)
-    block = PicardConv(conv, inject=True, rtol=0.0, max_iter=3)
-    want = block(data.x, data.edge_index)[seeds]
-    got = block(data.x[n_id], edge_index)[:3]
-    assert (got - want).abs().max() > 1e-3
-
-
-class Clusters(ClusterData):
-    """PyG's, with our partition where METIS is missing."""
-
-    def _metis(self, edge_index, num_nodes):
-        return partition(edge_index, num_nodes, self.num_parts)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("merged", [1, 2])
-def test_cluster_batches_have_the_fixed_point_without_the_edges_cut(merged):
-    data, block = graph(80), picard()
-    data.n_id = torch.arange(80)
-    clusters = Clusters(data, 4, log=False)
-    whole = block(data.x, data.edge_index, data.edge_weight)
-    seen = []
-    for batch in ClusterLoader(clusters, batch_size=merged):
-        inside = torch.isin(data.edge_index, batch.n_id).all(0)
-        assert 0 < int(inside.sum()) < data.num_edges
-        want = block(
-            data.x, data.edge_index[:, inside], data.edge_weight[inside]
-        )[batch.n_id]
-        got = block(batch.x, batch.edge_index, batch.edge_weight)
-        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
-        assert (got - whole[batch.n_id]).abs().max() > 1e-3
-        seen.append(batch.n_id)
-    assert torch.cat(seen).sort().values.equal(data.n_id)
-
-
-@torch.no_grad()
-def test_shadow_batches_are_solves_of_their_own():
-    """ShaDowKHopSampler gives a small graph for each seed, and ``batch``."""
-    data, block = graph(), picard()
-    parts, roots = [], []
-    for seed in (3, 17, 30):
-        near, edge_index, root, edges = k_hop_subgraph(
-            seed, 2, data.edge_index, relabel_nodes=True, num_nodes=40
-        )
-        weight = data.edge_weight[edges]
-        parts.append(Data(data.x[near], edge_index, edge_weight=weight))
-        roots.append(root)
-    batch = Batch.from_data_list(parts)
-    out, solution = block(
-        batch.x, batch.edge_index, batch.edge_weight, batch=batch.batch,
-        return_solution=True,
-    )  # fmt: skip
-    assert solution.iterations.shape == (3,)
-    for i, (part, root) in enumerate(zip(parts, roots)):
-        alone = block(part.x, part.edge_index, part.edge_weight)
-        torch.testing.assert_close(out[batch.ptr[i] + root], alone[root])
-
-
-@pytest.mark.skipif(
-    not (typing.WITH_PYG_LIB or typing.WITH_TORCH_SPARSE),
-    reason="PyG's loaders need pyg-lib or torch-sparse",
-)
-@torch.no_grad()
-def test_pygs_own_loaders():
-    from torch_geometric.loader import NeighborLoader
-
-    data = graph(80)
-    loader = NeighborLoader(data, [-1, -1, -1], batch_size=20)
-    block = picard(rtol=0.0, max_iter=3)
-    want = block(data.x, data.edge_index, data.edge_weight)
-    for batch in loader:
-        got = block(batch.x, batch.edge_index, batch.edge_weight)
-        seeds = batch.n_id[: batch.batch_size]
-        torch.testing.assert_close(got[: batch.batch_size], want[seeds])
-    block = picard()
-    want = block(data.x, data.edge_index, data.edge_weight)
-    stored = StoredPicard(block, 80, WIDTH)
-    for _ in range(12):
-        for batch in NeighborLoader(data, [-1], batch_size=20):
-            stored(
-                batch.x, batch.edge_index, batch.n_id, batch.batch_size,
-                batch.edge_weight,
-            )  # fmt: skip
     torch.testing.assert_close(stored.states, want, rtol=1e-4, atol=1e-5)
 
 
