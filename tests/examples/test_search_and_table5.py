@@ -34,7 +34,6 @@ def test_a_search(call, monkeypatch, tmp_path):
     import search
 
     monkeypatch.setattr(search, "TRIALS", 2)
-    monkeypatch.setattr(search, "FINALISTS", 1)
     settings, models = tmp_path / "settings.json", ["GCN", "PIGN-GCN"]
     common = ["--models", *models, "--settings", settings]
     found = call(search, "--dataset", "DigitsGraph", *common)
