@@ -3,19 +3,31 @@
 import pytest
 import torch
 from torch_geometric.nn import (
+    ChebConv,
     GATConv,
     GATv2Conv,
     GCNConv,
+    GINConv,
     GraphConv,
+    HeteroConv,
     MixHopConv,
     SAGEConv,
+    Sequential,
     SGConv,
     SSGConv,
     TransformerConv,
 )
+from torch_geometric.utils import to_torch_csr_tensor
 
 from tests.nn.graphs import EDGES
-from torch_picard import Anderson, Implicit, Picard, PicardConv
+from torch_picard import (
+    PIGN,
+    Anderson,
+    ConvergenceError,
+    Implicit,
+    Picard,
+    PicardConv,
+)
 from torch_picard.ops import backends
 
 NAN = float("nan")
@@ -27,6 +39,7 @@ NAN = float("nan")
         ({"conv": None}, TypeError, "conv must be a module"),
         ({"conv": "gcn"}, TypeError, "conv must be a module"),
         ({"conv": GCNConv}, TypeError, "conv must be a module"),
+        ({"conv": max}, TypeError, "conv must be a module"),
         ({"alpha": 1.0}, ValueError, "alpha .* 1"),
         ({"alpha": 1}, ValueError, "alpha"),
         ({"alpha": -0.1}, ValueError, "alpha"),
@@ -48,7 +61,12 @@ NAN = float("nan")
         ({"inject": None}, TypeError, "inject"),
         ({"inject": 0.5}, TypeError, "inject"),
         ({"inject": "yes"}, TypeError, "inject"),
-        ({"activation": "no such one"}, ValueError, "no such one"),
+        (
+            {"activation": "no such one"},
+            ValueError,
+            "activation must be .*'no such one'.*ReLU",
+        ),
+        ({"activation": "threshold"}, ValueError, "activation .*'threshold'"),
         ({"activation": 3}, TypeError, "activation"),
         ({"method": "anderson"}, TypeError, "method"),
         ({"method": Anderson}, TypeError, "method"),
@@ -181,8 +199,8 @@ BATCH = torch.tensor([0, 0, 1, 1])
         ({}, {"batch": BATCH.int()}, ValueError, "batch"),
         ({}, {"batch": BATCH[:, None]}, ValueError, "batch"),
         ({}, {"batch": [0, 0, 1, 1]}, TypeError, "batch"),
-        ({}, {"batch": BATCH.flip(0)}, ValueError, "sorted"),
-        ({}, {"batch": BATCH - 1}, ValueError, "negative"),
+        ({}, {"batch": BATCH.flip(0)}, ValueError, "^batch must be sorted"),
+        ({}, {"batch": BATCH - 1}, ValueError, "^batch must not be negative"),
         ({"rtol": 0.0}, {"batch": BATCH[:3]}, ValueError, "batch"),
         ({}, {"edge_attr": X}, TypeError, "edge_attr"),
         ({"conv": Pair()}, {}, TypeError, "Tensor"),
@@ -206,3 +224,132 @@ def test_names_of_other_arguments_reach_the_conv():
         PicardConv(SGConv(4, 4))(X, EDGES, None, None)
     with pytest.raises(TypeError, match="GATConv"):
         PicardConv(GATConv(4, 4))(X, EDGES, no_such_one=X)
+
+
+CONVS = {
+    "GCN": lambda: GCNConv(4, 4),
+    "GCN of any width": lambda: GCNConv(-1, 4),
+    "GCN cached": lambda: GCNConv(4, 4, cached=True),
+    "GAT": lambda: GATConv(4, 4),
+    "SAGE": lambda: SAGEConv(4, 4),
+    "GIN": lambda: GINConv(torch.nn.Linear(4, 4)),
+    "Graph": lambda: GraphConv(4, 4),
+    "Cheb": lambda: ChebConv(4, 4, 2),
+    "stack": lambda: Sequential(
+        "x, edge_index", [(GCNConv(4, 4), "x, edge_index -> x")]
+    ),
+    "PIGN": lambda: PIGN(4, 8, 3),
+}
+SHAPE = r"^edge_index must hold integers of shape \[2, E\].*"
+CALLS = {
+    "x 1-dim": ({"x": X[0]}, r"^x must .*\[N, F\], got shape \[4\]"),
+    "x a number": ({"x": X[0, 0]}, r"^x must .*\[N, F\], got shape \[\]"),
+    "x wide": ({"x": torch.ones(4, 5)}, r"^x must .* 4 .*\[4, 5\]"),
+    "x double": ({"x": X.double()}, "^x must be of .*float32.*float64"),
+    "x half": ({"x": X.half()}, "^x must be of .*float32.*float16"),
+    "edges float": ({"edge_index": EDGES.float()}, SHAPE + "float32"),
+    "edges of 3": ({"edge_index": EDGES[[0, 1, 1]]}, SHAPE + r"\[3, "),
+    "edges 1-dim": ({"edge_index": EDGES[0]}, SHAPE + "int64 of shape"),
+    "edges None": ({"edge_index": None}, SHAPE + "NoneType"),
+    "edges a list": ({"edge_index": EDGES.tolist()}, SHAPE + "list"),
+    "a node too far": (
+        {"edge_index": EDGES + 1},
+        r"^edge_index must .* in \[0, 4\).*got 1 to 4",
+    ),
+    "a node below": ({"edge_index": EDGES - 1}, "^edge_index must .* -1 to 2"),
+    "not square": (
+        {"edge_index": to_torch_csr_tensor(EDGES, size=(4, 5))},
+        r"^edge_index must be a square adjacency.*\[4, 4\], got \[4, 5\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("conv", CONVS)
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_input_that_does_not_fit_is_named(conv, call):
+    arguments, message = CALLS[call]
+    if call == "x wide" and conv == "GCN of any width":
+        message = "^conv must keep the width of x"
+    layer = CONVS[conv]()
+    if not isinstance(layer, PIGN):
+        layer = PicardConv(layer)
+    with pytest.raises(ValueError, match=message):
+        layer(**{"x": X, "edge_index": EDGES, **arguments})
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.ones(5), r"one entry an edge.* 7, got shape \[5\]"),
+        (torch.ones(9), r"one entry an edge.* 7, got shape \[9\]"),
+        ([1.0] * 7, "a Tensor.* got list"),
+    ],
+)
+@pytest.mark.parametrize("conv", [GCNConv, GraphConv, SGConv])
+def test_weights_that_do_not_fit_are_named(conv, weight, message, by_name):
+    assert EDGES.size(1) == 7
+    more = {"edge_weight": weight} if by_name else {}
+    layer = PicardConv(conv(4, 4))
+    with pytest.raises(ValueError, match="^edge_weight must .*" + message):
+        layer(X, EDGES, *(() if by_name else (weight,)), **more)
+
+
+def test_a_conv_without_weights_says_so():
+    with pytest.raises(ValueError, match="SAGEConv takes no edge_weight"):
+        PIGN(4, 8, 3, conv="sage")(X, EDGES, torch.ones(7))
+
+
+def test_the_batch_of_a_node_type_is_named():
+    layer = PicardConv(HeteroConv({("a", "to", "a"): GCNConv(4, 4)}))
+    edges = {("a", "to", "a"): EDGES}
+    for batch, message in (
+        (BATCH.float(), "LongTensor.*float32"),
+        (BATCH.flip(0), "must be sorted"),
+        (BATCH - 1, "must not be negative"),
+    ):
+        with pytest.raises(ValueError, match=rf"^batch\['a'\] .*{message}"):
+            layer({"a": X}, edges, batch={"a": batch})
+
+
+class Fails(torch.nn.Module):
+    """Of its own, for a reason of its own."""
+
+    def forward(self, x, graph):
+        raise KeyError("no such graph")
+
+
+def test_what_a_conv_says_itself_is_left_alone():
+    with pytest.raises(KeyError, match="no such graph"):
+        PicardConv(Fails())(X, "a graph")
+    layer = PicardConv(GCNConv(4, 4), max_iter=1, on_failure="raise")
+    with pytest.raises(ConvergenceError):
+        layer(X, EDGES)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"hidden_channels": 0}, ValueError, "hidden_channels"),
+        ({"hidden_channels": 4.5}, TypeError, "hidden_channels"),
+        ({"conv": "no such one"}, ValueError, "conv .*'gcn'"),
+        ({"conv": 3}, ValueError, "conv .* 3"),
+        ({"inject": "yes"}, TypeError, "inject"),
+        ({"norm": "foo"}, ValueError, "^norm must .*'foo'.*GraphNorm"),
+        ({"inner_norm": "foo"}, ValueError, "^inner_norm must .*'foo'"),
+        ({"norm": 3}, TypeError, "^norm must .* 3"),
+        ({"activation": "foo"}, ValueError, "^activation must .*'foo'"),
+        (
+            {"encoder_activation": "foo"},
+            ValueError,
+            "^encoder_activation must .*'foo'.*ReLU",
+        ),
+        ({"encoder_activation": 3}, TypeError, "^encoder_activation must"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_bad_option_of_a_model(options, error, message):
+    widths = {"in_channels": 4, "hidden_channels": 8, "out_channels": 3}
+    with pytest.raises(error, match=message):
+        PIGN(**{**widths, **options})

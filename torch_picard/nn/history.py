@@ -10,9 +10,10 @@ from torch_geometric.nn import SGConv
 
 from ..engine import Solution
 from ..engine.methods.base import check_count
+from .inputs import check_batch
 from .invariants import _NORMALISED
 from .neighbourhood import check_one_hop
-from .picard_conv import PicardConv, _check_batch
+from .picard_conv import PicardConv
 
 
 class StoredPicard(nn.Module):
@@ -120,7 +121,7 @@ class StoredPicard(nn.Module):
                 is [s, F].
         """
         self._check(x, edge_index, n_id, num_seeds)
-        _check_batch(batch, x)
+        check_batch("batch", batch, x)
         segments = None if batch is None else batch[:num_seeds]
         if segments is not None and bool((segments.diff() < 0).any()):
             raise ValueError(

@@ -14,12 +14,13 @@ from torch_geometric.nn.resolver import activation_resolver
 from torch_geometric.typing import Adj
 from torch_geometric.utils.num_nodes import maybe_num_nodes
 
-from ..engine import Solution
+from ..engine import ConvergenceError, Solution
 from ..engine.gradients import Gradient
 from ..engine.held import held_weights
 from ..engine.loop import settled
 from ..engine.methods import Method
 from ..ops.backends import BACKENDS, choose
+from .inputs import check_batch, fault, resolved
 from .plan import Plan, plan
 from .sharded import Sharded
 from .solver import Solver
@@ -127,7 +128,7 @@ class PicardConv(Solver):
             gradient=gradient,
             on_failure=on_failure,
         )
-        if not callable(conv) or isinstance(conv, type):
+        if not isinstance(conv, torch.nn.Module):
             raise TypeError(
                 "conv must be a module called as conv(x, edge_index), got "
                 f"{conv!r}"
@@ -136,20 +137,15 @@ class PicardConv(Solver):
             raise TypeError(
                 f"inject must be True, False or a Module, got {inject!r}"
             )
-        if isinstance(activation, str):
-            activation = activation_resolver(activation)
-        if activation is not None and not callable(activation):
-            raise TypeError(
-                "activation must be a name, a callable or None, got "
-                f"{activation!r}"
-            )
         _check_backend(backend)
         check_widths(conv)
         _check_cache(conv)
 
         self.conv = conv
         self.inject = inject
-        self.activation = activation
+        self.activation: Callable[[Tensor], Tensor] | None = resolved(
+            "activation", activation, activation_resolver
+        )
         self.backend = backend
 
     def reset_parameters(self):
@@ -188,8 +184,28 @@ class PicardConv(Solver):
                 also return the :class:`Solution`.
                 (default: :obj:`False`)
             **kwargs: Further arguments of :obj:`conv`.
+
+        Raises:
+            ValueError: The call failed because of an argument's shape, dtype,
+                device or entries; it says which. Other errors of
+                :obj:`conv` are passed on.
         """
         check_not_traced(self, x)
+        try:
+            return self._forward(
+                x, edge_index, args, kwargs, batch, start, return_solution
+            )
+        except ConvergenceError:
+            raise
+        except Exception as error:
+            found = fault(self.conv, x, edge_index, args, kwargs, batch)
+            if found is None:
+                raise
+            raise ValueError(found) from error
+
+    def _forward(
+        self, x, edge_index, args, kwargs, batch, start, return_solution
+    ):
         if isinstance(edge_index, Sharded):
             edge_index.agree(self, x, args, kwargs, batch, start)
         if start is not None:
@@ -220,10 +236,10 @@ class PicardConv(Solver):
             )
         if isinstance(edge_index, EdgeIndex) and torch.compiler.is_compiling():
             return _eagerly(
-                self.forward, x, edge_index, *args, batch=batch, start=start,
-                return_solution=return_solution, **kwargs,
+                self._forward, x, edge_index, args, kwargs, batch, start,
+                return_solution,
             )  # fmt: skip
-        _check_batch(batch, x)
+        check_batch("batch", batch, x)
         if self.method is None and self.counted and not return_solution:
             batch = None  # the value does not depend on it
         if x.size(0) == 0 and not isinstance(edge_index, Sharded):
@@ -392,23 +408,6 @@ def _check_backend(backend: str) -> None:
         )
     if backend == "scatter":  # native depends on the device of x
         choose(backend, torch.device("cpu"))
-
-
-def _check_batch(batch: Any, x: Tensor) -> None:
-    """The engine checks the rest, but does not know the name."""
-    if batch is None:
-        return
-    if not isinstance(batch, Tensor):
-        raise TypeError(
-            "batch must be a LongTensor [N] of sorted graph indices, got "
-            f"{type(batch).__name__}"
-        )
-    if batch.dtype != torch.long or batch.shape != x.shape[:1]:
-        raise ValueError(
-            "batch must be a LongTensor [N] of sorted graph indices, one a "
-            f"row of x {list(x.shape)}, got {batch.dtype} of shape "
-            f"{list(batch.shape)}"
-        )
 
 
 @torch.compiler.disable

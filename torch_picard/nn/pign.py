@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,9 @@ from torch_geometric.typing import Adj
 
 from ..engine.gradients import Gradient
 from ..engine.methods import Method
+from ..engine.methods.base import as_float, check_count
 from .feature_linear import FeatureLinear
+from .inputs import resolved, unfit
 from .neighbourhood import check_pieces
 from .picard_conv import PicardConv, check_not_traced
 from .sharded import Sharded
@@ -112,8 +115,9 @@ class PIGN(Module):
 
     Raises:
         ValueError: If a width is not positive, a dropout is outside [0, 1),
-            :obj:`lam` or :obj:`beta` out of range, or :obj:`conv` an
-            unknown name.
+            :obj:`lam` or :obj:`beta` out of range, or a name unknown; in
+            a call, as of :class:`PicardConv`.
+        TypeError: If an option is of the wrong type.
     """
 
     def __init__(
@@ -149,22 +153,20 @@ class PIGN(Module):
         self.hidden_channels = hidden_channels
         self.out_channels = out_channels
         self.dropout = dropout
-        self.encoder_activation = (
-            activation_resolver(encoder_activation)
-            if isinstance(encoder_activation, str)
-            else encoder_activation
+        self.encoder_activation = resolved(
+            "encoder_activation", encoder_activation, activation_resolver
         )
 
         self.encoder = FeatureLinear(
             in_channels, hidden_channels, dropout=input_dropout
         )
-        self.norm = _resolve_norm(norm, hidden_channels)
+        self.norm = _resolve_norm("norm", norm, hidden_channels)
         operator = _resolve_conv(conv, hidden_channels, lam, beta)
         if inner_dropout > 0.0 or inner_norm is not None:
             operator = _Operator(
                 operator,
                 inner_dropout,
-                _resolve_norm(inner_norm, hidden_channels),
+                _resolve_norm("inner_norm", inner_norm, hidden_channels),
             )
         self.block = PicardConv(
             operator,
@@ -233,7 +235,7 @@ class PIGN(Module):
     def encode(self, x: Tensor) -> Tensor:
         r"""The start and injected input :math:`\mathbf{x}_0`, of shape
         :math:`(N, F_{hidden})`."""
-        x = self.encoder(x)
+        x = _applied(self.encoder, x)
         if self.norm is not None:
             x = self.norm(x)
         if self.encoder_activation is not None:
@@ -271,6 +273,20 @@ class _Operator(Module):
         return f"{self.conv}, dropout={self.dropout}, norm={self.norm}"
 
 
+def _applied(encoder: Module, x: Tensor) -> Tensor:
+    """encoder(x), or what is wrong with x."""
+    try:
+        out = encoder(x)
+    except Exception as error:
+        found = next(unfit(encoder, x), None)
+        if found is None:
+            raise
+        raise ValueError(found) from error
+    if out.dim() < 2:
+        raise ValueError(next(unfit(encoder, x)))
+    return out
+
+
 class _Scale(Module):
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -291,7 +307,7 @@ CONVS: dict[str, Callable[[int], Module]] = {
 
 
 def _resolve_conv(conv, channels: int, lam: float, beta: float) -> Module:
-    if not isinstance(conv, str):
+    if callable(conv):
         return conv(channels)
     if conv not in CONVS:
         raise ValueError(
@@ -309,20 +325,20 @@ def _is_smoother(module: Module) -> bool:
 
 
 def _injection(inject: bool | float | Module) -> bool | Module:
-    return inject if isinstance(inject, bool | Module) else _Scale(inject)
+    if isinstance(inject, bool | Module):
+        return inject
+    return _Scale(as_float("inject", inject))
 
 
-def _resolve_norm(norm, channels: int) -> Module | None:
-    if isinstance(norm, str):
-        return normalization_resolver(norm, channels)
-    return None if norm is None else norm(channels)
+def _resolve_norm(name: str, norm: Any, channels: int) -> Module | None:
+    made = resolved(name, norm, normalization_resolver, channels)
+    return made if made is None or isinstance(norm, str) else made(channels)
 
 
 def _check_widths(*widths: int) -> None:
     names = ("in_channels", "hidden_channels", "out_channels")
     for name, width in zip(names, widths):
-        if width < 1:
-            raise ValueError(f"{name} must be positive, got {width}")
+        check_count(name, width)
 
 
 def _check_dropouts(*values: float) -> None:

@@ -132,7 +132,7 @@ def _form(conv, x, edge_index, args, kwargs, chosen) -> tuple[Form, Any]:
             raise Unknown(f"edge_index has layout {edge_index.layout}")
         if weight is not None:
             raise Unknown("there are weights beside a sparse adjacency")
-        if edge_index.size(0) != x.size(0):
+        if edge_index.shape != (x.size(0), x.size(0)):
             raise Unknown("the adjacency is not square in x")
     elif not isinstance(edge_index, Tensor) or edge_index.dim() != 2:
         raise Unknown(f"edge_index is a {type(edge_index).__name__}")

@@ -12,6 +12,7 @@ from torch_geometric.utils import add_self_loops, is_torch_sparse_tensor
 
 from ..ops.csr import check_csr, compress
 from .forms import Form
+from .inputs import strays
 from .invariants import _norm, normalised_graph
 
 
@@ -120,14 +121,9 @@ def _key_of(conv, form, x, edge_index, weight) -> tuple | None:
 
 
 def _check_indices(edge_index: Tensor, num_nodes: int) -> None:
-    if edge_index.numel() == 0:
-        return
-    low, high = edge_index.aminmax()
-    if int(low) < 0 or int(high) >= num_nodes:
-        raise ValueError(
-            f"edge_index must hold node indices in [0, {num_nodes}), the "
-            f"rows of x, got {int(low)} to {int(high)}"
-        )
+    found = strays(edge_index, num_nodes)
+    if found is not None:
+        raise ValueError(found)
 
 
 def _narrow(index: Tensor) -> Tensor:

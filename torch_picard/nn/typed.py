@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import HeteroConv
 
+from .inputs import check_batch
+
 State = dict[str, Tensor]
 
 
@@ -85,6 +87,8 @@ class Typed:
                 "batch must be a dict with a LongTensor [N] for each of the "
                 f"node types {list(self.state)}, got {got}"
             )
+        for t, x in self.state.items():
+            check_batch(f"batch[{t!r}]", batch[t], x)
         return {t: batch[t] for t in self.state}
 
 
