@@ -76,6 +76,28 @@ def test_adaptive_finds_the_alpha_of_one_mode():
     assert s.info["alpha"].item() == pytest.approx(0.6, abs=1e-3)
 
 
+@pytest.mark.parametrize("slope", [1.05, 1.2, 2.0, 5.0])
+def test_adaptive_leaves_an_unstable_fixed_point(slope):
+    """Growth along an eigenvalue beyond 1 is no reason to smooth."""
+    x0 = torch.full((1,), 1e-6, dtype=torch.float64)
+    p = problems.Problem("tanh", lambda x: torch.tanh(slope * x), x0)
+    s = p.solve(method=Adaptive(), **OPTIONS)
+    plain = p.solve(method=Picard(), **OPTIONS)
+    assert s.converged.all() and s.value > 0.1
+    assert s.evaluations <= plain.evaluations
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_and_smooths_what_oscillates(seed):
+    """Eigenvalues of both signs, up to 3 in absolute value."""
+    g = torch.Generator().manual_seed(seed)
+    w = torch.randn(6, 6, dtype=torch.float64, generator=g)
+    w = 3.0 * (w + w.T) / torch.linalg.matrix_norm(w + w.T, 2)
+    b, x0 = 1e-6 * torch.randn(2, 6, dtype=torch.float64, generator=g)
+    p = problems.Problem("tanh", lambda x: torch.tanh(w @ x + b), x0)
+    assert p.solve(method=Adaptive(), **OPTIONS).converged.all()
+
+
 @pytest.mark.parametrize("accelerator", [Anderson(), NewtonKrylov()], ids=repr)
 def test_accelerators_converge_where_picard_diverges(accelerator):
     """A linear map with eigenvalues outside of the unit disk."""

@@ -34,7 +34,9 @@ class Adaptive(Method):
         1 - \alpha = \frac{1 - m}{1 - 2m + \ell^2}
 
     the best step of the one-sided Lipschitz bound, with its two constants
-    observed instead of proven. A residual that grew doubles the smoothing.
+    observed instead of proven. A residual that grew doubles the smoothing,
+    but not where :math:`m \ge 1`: growth along an eigenvalue beyond 1 leads
+    away from an unstable fixed point, and smoothing only delays that.
 
     Args:
         alpha: the first one. (default: :obj:`0.5`)
@@ -86,9 +88,10 @@ class Adaptive(Method):
         assert f is not None and carry.residual is not None
         # turn = (1-alpha)(J - I)f, so nothing is divided by 1-alpha
         turn = sub(here.f, f)
-        square = space.dot(turn, turn)
-        known = (square > 0) & torch.isfinite(square)
-        step = -(1 - old) * space.dot(turn, f)
+        square, back = space.dot(turn, turn), -space.dot(turn, f)
+        # back > 0 is m < 1: some smoothing shrinks the residual
+        known = (square > 0) & torch.isfinite(square) & (back > 0)
+        step = (1 - old) * back
         step = step / torch.where(known, square, torch.ones_like(square))
         grew = here.residual > carry.residual
         least = torch.where(grew, (1 + old) / 2, torch.zeros_like(old))
