@@ -222,7 +222,7 @@ WRONG = {
     # methods
     "alpha 1": (lambda: Picard(1.0), ValueError, r"alpha.*\[0, 1\).*1.0"),
     "alpha negative": (lambda: Picard(-0.1), ValueError, "alpha.*-0.1"),
-    "alpha nan": (lambda: Picard(math.nan), ValueError, "alpha.*nan"),
+    "alpha nan": (lambda: Picard(math.nan), ValueError, "alpha.*got nan;"),
     "alpha text": (lambda: Picard("0.5"), TypeError, "alpha.*str"),
     "alpha bool": (lambda: Picard(True), TypeError, "alpha.*bool"),
     "alpha Tensor of 1": (
@@ -282,6 +282,16 @@ WRONG = {
     "memory 0": (lambda: Broyden(memory=0), ValueError, "memory"),
     "restart 0": (lambda: NewtonKrylov(restart=0), ValueError, "restart"),
     "forcing 1": (lambda: NewtonKrylov(forcing=1.0), ValueError, "forcing"),
+    "alpha partly nan": (
+        lambda: Picard(torch.tensor([0.5, math.nan])),
+        ValueError,
+        "alpha.*got nan;",
+    ),
+    "alpha partly 1": (
+        lambda: Picard(torch.tensor([0.5, 1.0])),
+        ValueError,
+        r"alpha.*got 0\.5 to 1\.0;",
+    ),
     "Adaptive with a Tensor": (
         lambda: Adaptive(alpha=torch.tensor(0.5)),
         TypeError,

@@ -45,6 +45,15 @@ def test_one_warning_for_many_segments():
     assert "2 of 4" in text and "1 of 4" in text and "DIVERGED" in text
 
 
+def test_a_start_that_is_not_finite_is_named():
+    x0 = X0.clone()
+    x0[1] = torch.inf
+    with pytest.raises(ConvergenceError, match="NONFINITE: x0 itself held"):
+        fixed_point(slow, x0, on_failure="raise")
+    with pytest.raises(ConvergenceError, match=r"NONFINITE: P\(x\) held"):
+        fixed_point(lambda x: x0, X0, on_failure="raise")
+
+
 def test_raise_carries_the_solution():
     with pytest.raises(ConvergenceError, match="larger max_iter") as info:
         fixed_point(slow, X0, on_failure="raise", max_iter=7)

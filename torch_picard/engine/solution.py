@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from .status import ConvergenceError, ConvergenceWarning, Status
+from .space import tree_map
+from .status import (
+    NONFINITE_START,
+    ConvergenceError,
+    ConvergenceWarning,
+    Status,
+)
 
 
 @dataclass
@@ -27,6 +34,9 @@ class Ending:
 @dataclass(repr=False, eq=False)
 class Solution:
     """Result of :func:`fixed_point`. S segments, K recorded evaluations.
+
+    A deep copy, and what is pickled, is detached: it has the values, not the
+    graph behind ``value``. ``copy.copy`` keeps that.
 
     Attributes:
         value: the state, in the structure of ``x0``.
@@ -114,9 +124,12 @@ class Solution:
         for code in self.status.unique().tolist():
             mask = self.status == code
             residual = self.residual[mask].max().item()
+            meaning = str(Status(code))
+            if code == Status.NONFINITE and not self._finite():
+                meaning = NONFINITE_START  # no iterate was better
             lines.append(
                 f"{int(mask.sum())} of {mask.numel()} "
-                f"(residual up to {residual:.3g}): {Status(code)}"
+                f"(residual up to {residual:.3g}): {meaning}"
             )
         return (
             f"{self.title}, {self.evaluations} evaluations:\n  "
@@ -125,6 +138,18 @@ class Solution:
 
     def __repr__(self) -> str:
         return f"<Solution {self.describe()}>"
+
+    def _finite(self) -> bool:
+        leaves = pytree.tree_leaves(self.value)
+        tensors = (t for t in leaves if isinstance(t, Tensor))
+        return all(bool(t.isfinite().all()) for t in tensors)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of deep copies and pickles: a graph cannot be copied."""
+        return tree_map(torch.detach, vars(self))
+
+    def __copy__(self) -> Solution:
+        return replace(self)
 
     def _failed(self) -> Tensor:
         done = self.status == Status.STOPPED

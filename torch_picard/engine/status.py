@@ -66,6 +66,12 @@ _MEANING = {
     ),
 }
 
+#: Instead, if the value shows it.
+NONFINITE_START = (
+    "NONFINITE: x0 itself held a NaN or an infinity; check what it is made "
+    "of. Where it did not, P(x) did, and the value is the best finite iterate."
+)
+
 
 class ConvergenceWarning(UserWarning):
     """A solve failed and ``on_failure="warn"``."""

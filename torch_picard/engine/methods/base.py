@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ..operator import Evaluator
 from ..point import Point
@@ -59,6 +60,28 @@ class Method:
         """What goes to ``Solution.info``, after the last evaluation."""
         return {}
 
+    # For methods with ``eq=False``, whose settings may be Tensors; those of
+    # numbers have the same from their dataclass.
+
+    def __eq__(self, other: object) -> bool:
+        """By type and settings; Tensors by dtype and value."""
+        if type(other) is not type(self):
+            return NotImplemented
+        mine, names = pytree.tree_flatten(vars(self))
+        theirs, others = pytree.tree_flatten(vars(other))
+        return names == others and all(map(_same, mine, theirs))
+
+    def __hash__(self) -> int:
+        return hash(type(self))  # a learned setting changes
+
+
+def _same(a: Any, b: Any) -> bool:
+    tensors = isinstance(a, Tensor), isinstance(b, Tensor)
+    if not any(tensors):
+        return bool(a == b)
+    like = all(tensors) and (a.dtype, a.device) == (b.dtype, b.device)
+    return like and torch.equal(a, b)
+
 
 def check_alpha(alpha: float | Tensor) -> None:
     """0 <= alpha < 1, for a number or every entry of a tensor."""
@@ -72,8 +95,9 @@ def check_alpha(alpha: float | Tensor) -> None:
                 f"{list(alpha.shape)}"
             )
         low, high = alpha.min().item(), alpha.max().item()
+        got = f"{low} to {high}" if low < high else low
     elif isinstance(alpha, (int, float)) and not isinstance(alpha, bool):
-        low = high = alpha
+        low = high = got = alpha
     else:
         raise TypeError(
             f"alpha must be a number or a Tensor, got {type(alpha).__name__}"
@@ -81,8 +105,7 @@ def check_alpha(alpha: float | Tensor) -> None:
     if not (low >= 0 and high < 1):
         raise ValueError(
             "alpha weights the old state and must be in [0, 1), got "
-            f"{low if low == high else (low, high)}; alpha = 1 would never "
-            "move"
+            f"{got}; alpha = 1 would never move"
         )
 
 
