@@ -4,6 +4,11 @@ A fixed point of a map that changes at every call does not exist. Dropout and
 other draws from torch's global generators are therefore frozen for the
 length of a solve, its gradient included. Draws from a generator of the
 operator's own cannot be frozen here.
+
+Those generators are one for all threads. So while a map that draws is solved,
+no other thread may solve or draw: one would set back what the other draws
+from, and a solve takes the draws of others for its own. A lock here could not
+prevent it, as whoever else draws would not take it.
 """
 
 from __future__ import annotations
