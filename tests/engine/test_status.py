@@ -63,6 +63,78 @@ def test_a_drift_never_converges(method, shift, start, rtol):
     assert s.residual.item() == pytest.approx(shift)
 
 
+@given(rate=st.floats(0.5, 0.9999), rtol=st.sampled_from([1e-1, 1e-2, 1e-3]))
+def test_growth_that_leads_somewhere_converges_as_rtol_says(rate, rtol):
+    """rate*x + 1 from 0 grows like a drift, but its residual falls."""
+    s = fixed_point(
+        lambda x: rate * x + 1,
+        zeros(1),
+        method=Picard(0.0),
+        rtol=rtol,
+        max_iter=20_000,
+    )
+    # rate^k <= rtol (1 - rate^(k+1))/(1 - rate)
+    least = rtol / (1 - rate + rtol * rate)
+    expected = max(0, math.ceil(math.log(least) / math.log(rate) - 1e-6))
+    assert s.iterations.item() == expected
+
+
+def test_a_slow_descent_in_float32_is_no_jitter():
+    """In steps of rounding, as the loop written by hand goes."""
+    k, x = 0, torch.zeros(2)
+    while True:
+        z = 0.9997 * x + 1
+        if (z - x).norm() <= 1e-5 * z.norm():
+            break
+        k, x = k + 1, z
+    s = fixed_point(
+        lambda x: 0.9997 * x + 1,
+        torch.zeros(2),
+        method=Picard(0.0),
+        max_iter=100_000,
+    )
+    assert s.iterations.item() == k > 10_000
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32]
+)
+@pytest.mark.parametrize("rtol", [1e-5, 1e-2, 0.1])
+def test_a_drift_of_low_precision_never_converges(method, dtype, rtol):
+    """It ends where x + 1 rounds to x, or before."""
+    s = fixed_point(
+        lambda x: x + 1,
+        torch.tensor([0.4, 0.7], dtype=dtype),
+        method=method,
+        rtol=rtol,
+        max_iter=3000,
+        on_failure="ignore",
+    )
+    assert not s.converged.any()
+
+
+@pytest.mark.parametrize("length", [25, 60, 300])
+def test_a_wave_along_a_chain_is_no_stall(method, length):
+    """A shift is nilpotent (E11): the residual is 1 until the wave arrives,
+    after ``length`` steps of the plain iteration."""
+    if isinstance(method, Broyden):
+        pytest.skip("forgets, at its memory's end, how far it was")
+    start = torch.zeros(length, dtype=torch.float64)
+    start[0] = 1.0
+    s = fixed_point(
+        lambda x: torch.cat([start[:1], x[:-1]]),
+        start,
+        method=method,
+        max_iter=3000,
+    )
+    assert s.converged.all()
+    torch.testing.assert_close(
+        s.value, torch.ones_like(start), rtol=0, atol=1e-3
+    )
+    if method == Picard(0.0):
+        assert s.iterations.item() == length - 1
+
+
 @given(
     shift=st.floats(1e-6, 1e6),
     start=st.sampled_from([0.0, 1.0, -100.0]),
@@ -157,11 +229,11 @@ def test_a_leap_that_leads_somewhere_is_made(accelerator, rate, size):
 
 
 def test_a_residual_beside_an_overflow_is_not_the_best():
-    """At 1e200 the drift measures 0, and the norm of x is infinite."""
-    x0 = torch.zeros(3, dtype=torch.float64)
+    """At 1e308 the drift measures 0, and the norm of x is infinite."""
+    x0 = torch.zeros(4, dtype=torch.float64)
 
     def operator(x):
-        return torch.where(x == 0, 1e200, x + 1)
+        return torch.where(x == 0, 1e308, x + 1)
 
     s = fixed_point(operator, x0, method=Picard(0.0), **QUIET)
     assert s.status.item() == Status.NONFINITE
@@ -395,21 +467,25 @@ def test_the_scale_of_the_problem_does_not_matter(method, scale):
 
 
 @pytest.mark.parametrize("segments", [None, "leading"])
-@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e20, 1e25])
-def test_squares_that_float32_does_not_hold(method, scale, segments):
+@pytest.mark.parametrize(
+    ("scale", "dtype"),
+    [(scale, torch.float32) for scale in (1e-30, 1e-25, 1e20, 1e25)]
+    + [(scale, torch.float64) for scale in (1e-290, 1e-200, 1e160, 1e290)],
+)
+def test_squares_that_the_dtype_does_not_hold(method, scale, dtype, segments):
     """CONVERGED is said of what was measured, and finite is not NONFINITE."""
     s = fixed_point(
-        lambda x: 0.5 * x + scale, torch.zeros(3), method=method,
+        lambda x: 0.5 * x + scale, torch.zeros(3, dtype=dtype), method=method,
         segments=segments, max_iter=100, on_failure="ignore",
     )  # fmt: skip
     assert not (s.status == Status.NONFINITE).any()
-    x = s.value.double()
-    image = 0.5 * x + scale
+    x = s.value.double() / scale
+    image = 0.5 * x + 1
     true, size = (image - x).abs(), image.abs()
     if segments is None:
         true, size = true.norm()[None], size.norm()[None]
     torch.testing.assert_close(
-        s.residual.double(), true, rtol=0.05, atol=1e-6 * scale
+        s.residual.double() / scale, true, rtol=0.05, atol=1e-6
     )
     passed = true <= 1.001e-5 * size
     assert passed[s.converged].all()

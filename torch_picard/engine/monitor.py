@@ -28,13 +28,14 @@ BLOW_UP = 1e8
 #: The same at the end of the evaluations, if it rose all along the last half.
 STILL_RISING = 1e3
 #: Evaluations over which an unchanging (or periodic) residual is a stall.
-STALL_WINDOW = 20
+STALL_WINDOW = 12
 #: Evaluations between two searches for a stall.
 CHECK = 5
-#: Of norms whose squares float32 holds without loss.
-_RANGE = (1e-15, 1e18)
-#: The same for a residual that jitters without getting anywhere.
-JITTER_WINDOW = 50
+#: Norms whose squares the dtype holds without loss.
+_RANGE = {torch.float32: (1e-15, 1e18), torch.float64: (1e-150, 1e150)}
+#: The same for a residual that jitters without getting anywhere: at least,
+#: and at most if that is a quarter of all evaluations.
+JITTER_WINDOW, LONG_JITTER = 50, 200
 
 
 class FixedCount:
@@ -125,19 +126,24 @@ class Monitor:
         self.some_ended = self.done = False
         self._best = np.full(size, np.inf)
         self._best_x: Leaves = space.start
+        self._bests: list[np.ndarray] = []  # as of every CHECK-th evaluation
         self._largest = np.zeros(size)
         self._scale = np.full(size, np.nan)
         self._unknown = np.full(size, np.inf)
         self._norm = self._unknown
         self._nonfinite = np.zeros(size, dtype=np.int64)
-        self._eps = torch.finfo(space.dtype).eps
+        # of the state: P(x) is rounded to that
+        self._eps = max(
+            torch.finfo(t).eps for t in space.dtypes if t.is_floating_point
+        )
+        # Who is watched for a stall: since when, from where, how far it got.
+        self._since, self._far = np.full(size, -1), np.zeros(size)
+        self._from: Leaves = space.start
         self._blind: list[tuple[int, np.ndarray]] = []
         self._to_best: np.ndarray | None = None
         self._to_image: np.ndarray | None = None
         self._mask: Tensor | None = None
-        self._squares_in_single = (
-            space.dtype == torch.float32 and space.distance is None
-        )
+        self._range = _RANGE[space.dtype]
         occupied = space.segments.occupied()
         if occupied is not None:
             empty = ~occupied.numpy()
@@ -148,7 +154,7 @@ class Monitor:
         """Judge x_k by r(x_k) and |P(x_k)|."""
         r, norm = here.on_host()
         if not (self._usual(r) and (norm is None or self._usual(norm))):
-            if self._squares_in_single:
+            if self.space.distance is None:
                 r, norm = here.measured()
             sound = np.isfinite(r)
             if not sound.all():
@@ -162,7 +168,7 @@ class Monitor:
             norm = self._norm_at_most(r)
             if checked or not self._ordinary(r, norm):
                 norm = to_host(here.norm)
-                if self._squares_in_single and not self._usual(norm):
+                if self.space.distance is None and not self._usual(norm):
                     r, norm = here.measured()
         self._norm = norm
         self.history.append(r)
@@ -176,10 +182,11 @@ class Monitor:
             self._judge(here, previous, r, norm)
 
     def _usual(self, norm: np.ndarray) -> bool:
-        """Numbers whose squares even float32 holds without loss."""
+        """Numbers whose squares the dtype holds without loss."""
+        least, most = self._range
         if norm.size == 1:  # as in _ordinary
-            return bool(_RANGE[0] < norm[0] < _RANGE[1])
-        return bool(((norm > _RANGE[0]) & (norm < _RANGE[1])).all())
+            return bool(least < norm[0] < most)
+        return bool(((norm > least) & (norm < most)).all())
 
     def _norm_at_most(self, r: np.ndarray) -> np.ndarray:
         """A bound of |P(x_k)| that costs nothing where the method's stride
@@ -224,14 +231,16 @@ class Monitor:
         )
         # Written so that NaN passes nowhere.
         passed = finite & ~blind & (r <= here.target)
-        if k > 0:
+        if k > 0 and passed.any():
             passed &= self._earned(r, norm)
         self._nonfinite = np.where(finite, 0, self._nonfinite + 1)
         self._end(passed, Status.CONVERGED)
         self._end(self._nonfinite > self.patience, Status.NONFINITE)
         self._end(finite & (r > BLOW_UP * self._best), Status.DIVERGED)
-        if k >= STALL_WINDOW and k % CHECK == 0:
-            self._end(self._stalled(), Status.STAGNATED)
+        if k % CHECK == 0:
+            self._bests.append(self._best)
+            if k > CHECK:
+                self._end(self._stalled(here), Status.STAGNATED)
         self._finish(active & self.ended, here, previous)
 
     def _kept(self, here: Point) -> Leaves:
@@ -362,12 +371,22 @@ class Monitor:
     def _earned(self, r: np.ndarray, norm: np.ndarray) -> np.ndarray:
         """A relative test may not be passed by growth of P(x) alone: x + 1
         drifts, its residual never falls, and r/|P(x)| goes to 0. So unless
-        the residual passes on the scale of the start, it must have fallen,
-        by the square root of the growth or more."""
-        at_start = r <= self.atol + self._relative(self._scale)
+        the residual passes on the scale of the start, it must have fallen:
+        by the square root of the growth; or, where plain steps make up the
+        way, in the latter half of the evaluations, by more than rounding
+        can make it."""
+        earned = r <= self.atol + self._relative(self._scale)
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.minimum(0.5, np.sqrt(self._scale / norm))
-        return at_start | (r <= share * self._largest)
+        earned |= r <= share * self._largest
+        if not earned.all():
+            table = np.stack(self.history)
+            table[~np.isfinite(table)] = 0.0
+            k = len(table) - 1
+            before = table[min(k // 2, k - 1) : k].max(axis=0)
+            fallen = r + 0.5 * self._eps * norm <= 0.99 * before
+            earned |= fallen & (norm <= 2 * self._scale + table.sum(axis=0))
+        return earned
 
     def _still_rising(self) -> np.ndarray:
         window = max(10, len(self.history) // 2)
@@ -378,15 +397,18 @@ class Monitor:
             rising = (np.diff(tail, axis=0) > 0).all(axis=0)
             return rising & (tail[-1] > STILL_RISING * self._best)
 
-    def _stalled(self) -> np.ndarray:
-        falling = self.residual < 0.99 * self.history[-STALL_WINDOW - 1]
+    def _stalled(self, here: Point) -> np.ndarray:
+        window = min(STALL_WINDOW, len(self.history) - 1)
+        falling = self.residual < 0.99 * self.history[-window - 1]
         if (falling | self.ended).all():
+            self._since[:] = -1
             return np.zeros_like(self.ended)
-        tail = np.stack(self.history[-STALL_WINDOW - 1 :])
+        tail = np.stack(self.history[-window - 1 :])
         with np.errstate(invalid="ignore", divide="ignore"):
-            stalled = self._periodic(tail)
+            stalled = self._gets_nowhere(here, self._periodic(tail))
             if len(self.history) > JITTER_WINDOW:
-                tail = np.stack(self.history[-JITTER_WINDOW:])
+                window = max(JITTER_WINDOW, len(self.history) // 4)
+                tail = np.stack(self.history[-min(window, LONG_JITTER) :])
                 stalled |= self._jitters(tail)
         return stalled
 
@@ -394,24 +416,53 @@ class Monitor:
         """The residual is constant, or repeats with a period of up to 6."""
         found = np.zeros(tail.shape[1], dtype=bool)
         half = tail.shape[0] // 2
-        for period in range(1, 7):
+        for period in range(1, min(half, 6) + 1):
             shift = period * (half // period)
             change = np.abs(tail[shift:] - tail[:-shift])
             found |= (change <= 1e-6 * tail[shift:]).all(axis=0)
         return found
 
+    def _gets_nowhere(self, here: Point, constant: np.ndarray) -> np.ndarray:
+        """Of those whose residual stays as it is: x goes round (it comes no
+        farther from where it was, or no farther than rounding), or straight on (P(x) - x points where x
+        came). A wave that travels along a chain, with a constant residual
+        until it arrives, does neither."""
+        constant = constant & ~self.ended
+        watched = constant & (self._since >= 0)
+        found = np.zeros_like(constant)
+        k = len(self.history) - 1
+        if watched.any():
+            far, cosine = map(to_host, here.away(self._from))
+            around = far <= (1 + 1e-6) * self._far
+            straight = cosine > 0.9999
+            # and not in steps of rounding, slowly down
+            straight &= ~(self.residual < 0.99 * self.history[k // 2])
+            straight &= k - self._since > CHECK
+            found = watched & (around | straight)
+            self._far = np.maximum(self._far, far)
+        fresh = constant & ~watched
+        if fresh.any():
+            mask = self._tensor(fresh)
+            self._from = self.space.where(mask, here.x, self._from)
+            self._far = np.where(fresh, self._eps * self._norm, self._far)
+        self._since = np.where(fresh, k, np.where(watched, self._since, -1))
+        return found
+
     def _jitters(self, tail: np.ndarray) -> np.ndarray:
         """No better than before the window, no trend, and rough: rounding
-        noise or chaos. Smooth transients of non-normal maps are not."""
+        noise or chaos. Smooth transients of non-normal maps are not, nor is
+        a slow descent in steps of rounding."""
         half = tail.shape[0] // 2
-        before = np.stack(self.history[: -tail.shape[0] + 1]).min(axis=0)
-        trend = tail[half:].mean(axis=0) / tail[:half].mean(axis=0)
-        turns = np.diff(np.sign(np.diff(tail, axis=0)), axis=0) != 0
+        before = self._bests[(len(self.history) - len(tail)) // CHECK]
+        early, late = tail[:half].mean(axis=0), tail[half:].mean(axis=0)
+        change = np.diff(tail, axis=0)
+        turns = np.diff(np.sign(change), axis=0) != 0
         return (
             (tail.min(axis=0) >= 0.99 * before)
-            & (trend > 0.9)
-            & (trend < 2.0)
-            & (turns.sum(axis=0) >= 10)
+            & (late > 0.9 * early)
+            & (late < 2.0 * early)
+            & (early - late < 4.0 * change.std(axis=0) / np.sqrt(2 * half))
+            & (turns.mean(axis=0) > 0.2)
         )
 
 

@@ -37,11 +37,11 @@ class Point:
         return self.space.extent(self.z)
 
     def measured(self) -> tuple[np.ndarray, np.ndarray]:
-        """r(x) and |P(x)|, where squares in float32 vanish or overflow."""
-        space, wide = self.space, torch.float64
-        r = space.residual(self.x, self.z, wide)
-        self.residual = r.to(space.dtype)
-        return to_host(r), to_host(space.norm(detach(self.z), wide))
+        """r(x) and |P(x)|, where squares vanish or overflow."""
+        x, z = _double(self.x), _double(self.z)
+        r, norm = self.space.any_norm(sub(z, x)), self.space.any_norm(z)
+        self.residual = r.to(self.space.dtype)
+        return to_host(r), to_host(norm)
 
     def on_host(self) -> tuple[np.ndarray, np.ndarray | None]:
         """r(x), and |P(x)| if that costs nothing more."""
@@ -63,6 +63,18 @@ class Point:
             self._f = sub(lift(self.z), lift(self.x))
         return self._f
 
+    def away(self, origin: Leaves) -> tuple[Tensor, Tensor]:
+        """|x - origin| and the cosine between that and f, each [S]."""
+        space, x = self.space, _double(self.x)
+        way, f = sub(x, _double(origin)), sub(self._ahead(), x)
+        far = space.norm(way, torch.float64)
+        along = space.dot(way, f)
+        return far, along / (far * space.norm(f, torch.float64))
+
+    def _ahead(self) -> Leaves:
+        """Where f points to from x, in float64."""
+        return _double(self.z)
+
     def mend(self, sound: Tensor) -> None:
         """P(x) = x from here on where ``sound`` [S] is false: a NaN would
         reach the gradient of others through what they share (0 * NaN).
@@ -83,7 +95,7 @@ class Smoothed(Point):
         alpha: what y was made with; None if there are no leaves here.
     """
 
-    __slots__ = ("y", "stats", "active", "alpha")
+    __slots__ = ("y", "stats", "active", "alpha", "_norms")
 
     def __init__(
         self,
@@ -97,29 +109,36 @@ class Smoothed(Point):
         self.space, self.x, self.y = space, x, y
         self.stats, self.active, self.alpha = stats, active, alpha
         self.target: np.ndarray | float = 0.0
+        self._norms: Tensor | None = None
+
+    @property
+    def norms(self) -> Tensor:
+        """r(x) and |P(x)| per segment, float64 [S, 2]."""
+        return self.stats.sqrt() if self._norms is None else self._norms
 
     @property
     def residual(self) -> Tensor:  # type: ignore[override]
-        return self.stats[:, 0].sqrt().to(self.space.dtype)
+        return self.norms[:, 0].to(self.space.dtype)
 
     @property
     def norm(self) -> Tensor:
-        return self.stats[:, 1].sqrt().to(self.space.dtype)
+        return self.norms[:, 1].to(self.space.dtype)
 
-    def on_host(self) -> tuple[np.ndarray, np.ndarray | None]:
-        both = np.sqrt(self.stats.cpu().numpy())
+    def on_host(self) -> tuple[np.ndarray, np.ndarray]:
+        both = self.norms.cpu().numpy()
         return both[:, 0], both[:, 1]
 
     def measured(self) -> tuple[np.ndarray, np.ndarray]:
         """The same from x and y."""
         if self.alpha is not None:
-            x = tuple(t.detach().double() for t in self.x)
-            y = tuple(t.detach().double() for t in self.y)
+            x, y = _double(self.x), _double(self.y)
             f = tuple((b - a) / (1 - self.alpha) for a, b in zip(x, y))
-            wide = torch.float64
-            norms = [self.space.norm(t, wide) for t in (f, add(x, f))]
-            self.stats = torch.stack(norms, dim=1).detach().square()
-        return to_host(self.residual), to_host(self.norm)
+            norms = [self.space.any_norm(t) for t in (f, add(x, f))]
+            self._norms = torch.stack(norms, dim=1).detach()
+        return self.on_host()
+
+    def _ahead(self) -> Leaves:
+        return _double(self.y)
 
     def smoothed(self, *alpha: float | Tensor) -> Leaves:
         return self.y
@@ -132,6 +151,10 @@ def _smoothed(x: Tensor, z: Tensor, alpha: float | Tensor) -> Tensor:
     if isinstance(alpha, Tensor):
         return torch.lerp(x, z, (1 - alpha).to(x).expand_as(x))
     return z if alpha == 0 else torch.lerp(x, z, 1 - alpha)
+
+
+def _double(leaves: Leaves) -> Leaves:
+    return tuple(t.detach().double() for t in leaves)
 
 
 def to_host(t: Tensor) -> np.ndarray:

@@ -228,13 +228,23 @@ class Space:
             return norms[0]
         return torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
-    def residual(
-        self, x: Leaves, z: Leaves, dtype: torch.dtype | None = None
-    ) -> Tensor:
+    def any_norm(self, leaves: Leaves) -> Tensor:
+        """The same of float64 leaves whose squares may vanish or overflow:
+        those segments are measured on another scale, as Blue has it (ACM
+        Trans. Math. Softw. 4, 1978)."""
+        norm = self.norm(leaves, torch.float64)
+        for scale in (2.0**600, 2.0**-600):
+            other = tuple(t * scale for t in leaves)
+            scaled = self.norm(other, torch.float64) / scale
+            off = norm < 1e-150 if scale > 1 else ~(norm < 1e150)
+            norm = torch.where(off, scaled, norm)
+        return norm
+
+    def residual(self, x: Leaves, z: Leaves) -> Tensor:
         """How far x is from z = P(x), [S], outside the autograd graph."""
         x, z = detach(x), detach(z)
         if self.distance is None:
-            return self.norm(self.lift(sub(z, x)), dtype)
+            return self.norm(self.lift(sub(z, x)))
         r = self.distance(self.pack(x), self.pack(z))
         if not isinstance(r, Tensor) or r.numel() != self.size:
             shape = list(r.shape) if isinstance(r, Tensor) else type(r)
