@@ -12,6 +12,7 @@ from torch_picard import (
     OneStep,
     Phantom,
     Picard,
+    Status,
     Unrolled,
     fixed_point,
     problems,
@@ -56,6 +57,70 @@ def test_the_tolerance_is_relative(method, scale):
     assert s.backward.evaluations == t.backward.evaluations
     error = (g / scale - exact).norm() / exact.norm()
     assert 0 < error <= 1e-3
+
+
+def segments_of_size(size, dtype, by=None, **options):
+    """x = a sin(x) + b, the gradient g of its second segment being of this
+    size; the gradient of b is then u."""
+    a = torch.full((3, 1), 0.5, dtype=dtype, requires_grad=True)
+    b = torch.tensor([[0.1, 1], [0.3, 2], [0.5, 3]], dtype=dtype)
+    b.requires_grad_()
+    g = torch.tensor([[1.0, 2], [3, 4], [5, 6]], dtype=dtype)
+    g[1] *= size
+    s = fixed_point(
+        lambda x: a * torch.sin(x) + b, torch.zeros_like(b),
+        segments="leading", gradient=Implicit(by), on_failure="ignore",
+    )  # fmt: skip
+    grads = torch.autograd.grad(s.value, (a, b), g, **options)
+    return a, b, grads, s.backward
+
+
+@pytest.mark.parametrize("by", [None, Anderson(), Picard(0.0)], ids=repr)
+@pytest.mark.parametrize(
+    "dtype, power",
+    [
+        (torch.float32, -100),
+        (torch.float32, 100),
+        (torch.float64, -800),
+        (torch.float64, 900),
+    ],
+)
+def test_squares_of_the_gradient_that_the_dtype_does_not_hold(
+    by, dtype, power
+):
+    """Bitwise that of a gradient of usual size."""
+    size = 2.0**power
+    *_, grads, backward = segments_of_size(size, dtype, by)
+    *_, usual, other = segments_of_size(1.0, dtype, by)
+    assert backward.converged.all()
+    for mine, theirs in zip(grads, usual):
+        theirs[1] *= size
+        assert torch.equal(mine, theirs)
+    assert backward.evaluations == other.evaluations
+
+
+@pytest.mark.parametrize("by", [None, Anderson(), Picard(0.0)], ids=repr)
+@pytest.mark.parametrize("bad", [0.0, torch.inf, torch.nan])
+def test_a_gradient_without_a_size(by, bad):
+    *_, (_, mine), backward = segments_of_size(bad, torch.float32, by)
+    *_, (_, usual), _ = segments_of_size(1.0, torch.float32, by)
+    assert torch.equal(mine[::2], usual[::2])
+    if bad == 0:
+        assert backward.converged.all() and (mine[1] == 0).all()
+    else:
+        assert backward.converged.tolist() == [True, False, True]
+        assert backward.status[1] == Status.NONFINITE
+        assert not mine[1].isfinite().any()
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e20])
+def test_a_second_derivative_at_any_size(size):
+    def second(dtype):
+        a, b, grads, _ = segments_of_size(size, dtype, create_graph=True)
+        return torch.autograd.grad(grads[1].sum(1).sum(), (a, b))
+
+    for mine, exact in zip(second(torch.float32), second(torch.float64)):
+        torch.testing.assert_close(mine.double(), exact, rtol=1e-4, atol=0)
 
 
 @given(rtol=st.floats(1e-12, 1e-1), rho=st.floats(0.1, 0.95))

@@ -105,6 +105,68 @@ def test_beyond_half_precision_is_a_stall(method, dtype):
         assert r <= 1e-7 * z.float().norm()
 
 
+BACKWARD = pytest.mark.parametrize(
+    "by", [None, Anderson(), Picard(0.0)], ids=repr
+)
+
+
+def solve_in(dtype, where, gradient, x0):
+    """x = Wx/2 + x0 with P, or P and the state, in half precision."""
+    linear, kind = layer(), dtype if where == "state" else torch.float32
+    if where in ("state", "P"):
+        linear = linear.to(dtype)
+
+    def operator(x):
+        y = linear(x.to(dtype)) if where == "P" else linear(x)
+        return y.to(kind) + x0.to(kind)
+
+    with torch.autocast("cpu", dtype, enabled=where == "autocast"):
+        return fixed_point(
+            operator, x0.detach().to(kind), gradient=gradient, rtol=1e-2,
+            segments="leading", max_iter=100, on_failure="ignore",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("where", ["autocast", "P", "state"])
+@BACKWARD
+def test_a_backward_solve_is_as_good_as_its_products(dtype, where, by):
+    """It passes at the rounding of the dtype they are computed in."""
+    x0 = torch.randn(20, 8).requires_grad_()
+    s = solve_in(dtype, where, Implicit(by), x0)
+    s.value.float().sum().backward()
+    assert s.converged.all() and s.backward.converged.all()
+    # u = g + J^T u is the gradient of x0
+    exact = torch.linalg.solve(torch.eye(8) - layer().weight.T, torch.ones(8))
+    error = (x0.grad - exact).norm(dim=1) / exact.norm()
+    assert (error <= 2 * torch.finfo(dtype).eps).all()
+
+
+@BACKWARD
+def test_autocast_alone_loosens_nothing(by):
+    """P has no operation that runs in half precision."""
+    x0 = torch.randn(20, 8).requires_grad_()
+    scale = torch.linspace(0.1, 0.5, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        s = fixed_point(
+            lambda x: scale * x + x0, x0.detach(), gradient=Implicit(by)
+        )
+    s.value.sum().backward()
+    assert s.backward.converged.all()
+    exact = (1 / (1 - scale)).expand(20, 8)
+    torch.testing.assert_close(x0.grad, exact, rtol=1e-4, atol=0)
+
+
+def test_rounding_excuses_no_products_that_were_not_made():
+    x0 = torch.randn(20, 8).requires_grad_()
+    gradient = Implicit(rtol=1e-6, max_iter=5)
+    s = solve_in(torch.bfloat16, "state", gradient, x0)
+    s.value.float().sum().backward()
+    eps = torch.finfo(torch.bfloat16).eps
+    small = s.backward.residual <= eps * x0.grad.norm(dim=1)
+    assert small.any() and (s.backward.status == Status.MAX_ITER).all()
+
+
 def test_leaves_of_different_dtype(method):
     s = fixed_point(
         lambda x: (0.5 * torch.cos(x[0]), 0.5 * torch.cos(x[1])),

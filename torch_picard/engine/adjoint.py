@@ -19,24 +19,59 @@ from .status import Status
 
 
 def cotangent(
-    z: Leaves, x: Leaves, g: Leaves, space: Space, options: Implicit
+    z: Leaves,
+    x: Leaves,
+    g: Leaves,
+    space: Space,
+    options: Implicit,
+    eps: float,
 ) -> tuple[Leaves, Solution]:
-    """u of (I - J^T) u = g, per segment, to rtol*|g|, with J = dz/dx."""
-    g = detach(g)
+    """u of (I - J^T) u = g, per segment, to rtol*|g|, with J = dz/dx.
+    ``eps``: of the dtypes in which J^T is evaluated, the coarsest."""
 
     def transposed(v: Leaves) -> Leaves:
         w = pullback(z, x, space.lower(v))
         return space.lift(w)
 
-    size = space.norm(g).cpu().double().numpy()
-    target = options.rtol * size
-    lifted = space.lift(g)
+    # u is linear in g: it is solved for where squares neither vanish nor
+    # overflow, and powers of two round nothing. No residual may pass that
+    # is not finite.
+    g = space.lift(detach(g))
+    size = space.any_norm(tuple(t.double() for t in g)).cpu().numpy()
+    size = np.where(np.isfinite(size), size, 0.0)
+    power = np.frexp(size)[1]
+    target = options.rtol * np.ldexp(size, -power)
+    rounding = max(10 * torch.finfo(space.dtype).eps, eps)
+    solver = _krylov if options.method is None else _iterated
     with torch.no_grad():
-        if options.method is None:
-            u, solution = _krylov(transposed, lifted, space, target, options)
-        else:
-            u, solution = _iterated(transposed, g, space, target, options)
+        u, solution = solver(
+            transposed, _shift(g, -power, space), space, target, rounding,
+            options,
+        )  # fmt: skip
+        u = _shift(u, power, space)
+    _rescale(solution, torch.from_numpy(np.ldexp(1.0, power)))
     return space.lower(u), solution
+
+
+def _shift(u: Leaves, power: np.ndarray, space: Space) -> Leaves:
+    """u * 2^power, segment by segment; in two halves, since 2^power itself
+    may be beyond the dtype."""
+    for part in (power // 2, power - power // 2):
+        c = torch.from_numpy(np.ldexp(1.0, part))
+        u = space.scale(c.to(space.device, space.dtype), u)
+    return u
+
+
+def _rescale(solution: Solution, c: torch.Tensor) -> None:
+    """Residuals of a scaled equation, in the units of the one that it is."""
+
+    def scaled(t: torch.Tensor) -> torch.Tensor:
+        return (t.double() * c.to(t.device)).to(t.dtype)
+
+    assert solution.ending is not None
+    solution.residual = scaled(solution.residual)
+    solution.residual_history = scaled(solution.residual_history)
+    solution.ending.step = scaled(solution.ending.step)
 
 
 def _krylov(
@@ -44,9 +79,11 @@ def _krylov(
     g: Leaves,
     space: Space,
     target: np.ndarray,
+    rounding: float,
     options: Implicit,
 ) -> tuple[Leaves, Solution]:
-    """GMRES, its residual measured and not only estimated."""
+    """GMRES, its residual measured and not only estimated. Where they
+    differ, ``rounding`` of u explains it."""
 
     def product(v: Leaves) -> Leaves:
         loop.all_done(False, space.device)
@@ -70,7 +107,8 @@ def _krylov(
         spent += result.products + 1
         residual = space.norm(rest).cpu().double().numpy()
         history += [*result.history[1:], residual]
-        goal = target + 10 * eps * space.norm(u).cpu().double().numpy()
+        explained = np.where(result.residual <= goal, rounding, 10 * eps)
+        goal = target + explained * space.norm(u).cpu().double().numpy()
         with np.errstate(invalid="ignore"):
             stalled = not (residual < 0.5 * smallest).any()
         smallest = np.fmin(smallest, residual)
@@ -99,17 +137,18 @@ def _iterated(
     g: Leaves,
     space: Space,
     target: np.ndarray,
+    rounding: float,
     options: Implicit,
 ) -> tuple[Leaves, Solution]:
     """u <- J^T u + g by a method of the engine."""
     assert options.method is not None
+    lifted, g = g, space.lower(g)
     inner = Space(g)
     inner.segments, inner.size = space.segments, space.size
-    lifted = inner.lift(g)
     evaluate = Evaluator(
         lambda u: inner.lower(add(transposed(inner.lift(u)), lifted)), inner
     )
-    watch = Monitor(inner, 0.0, target, options.method)
+    watch = Monitor(inner, rounding, target, options.method)
     u, solution = iterate(
         evaluate,
         options.method,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -25,6 +27,8 @@ class Closure(TorchFunctionMode):
         self.point = {id(t) for t in point}
         self.found: dict[int, Tensor] = {}
         self.opaque = False
+        #: what gradients are rounded to on their way through the evaluation
+        self.dtypes: set[torch.dtype] = set()
         marker = point[0].view_as(point[0])
         assert marker.grad_fn is not None
         self.start = marker.grad_fn._sequence_nr()
@@ -69,6 +73,7 @@ class Closure(TorchFunctionMode):
                 if id(node.variable) not in self.point:
                     reached[id(node.variable)] = node.variable
             elif self._inner(node):
+                self.dtypes |= _dtypes(node)
                 todo.extend(node.next_functions)
             elif (node, nr) in known:
                 t = known[node, nr]
@@ -76,3 +81,16 @@ class Closure(TorchFunctionMode):
             else:
                 self.opaque = True
         return list(reached.values())
+
+
+def _dtypes(node: Any) -> set[torch.dtype]:
+    """Of the gradients that a node of the graph is given. What a custom or a
+    compiled function does with them is not seen; under autocast it is taken
+    to be done in its dtype."""
+    given = [m for m in node._input_metadata if m is not None]
+    found = {m.dtype for m in given}
+    for device in {m.device.type for m in given}:
+        hidden = isinstance(node, BackwardCFunction)
+        if hidden and torch.is_autocast_enabled(device):
+            found.add(torch.get_autocast_dtype(device))
+    return {t for t in found if t.is_floating_point or t.is_complex}

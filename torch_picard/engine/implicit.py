@@ -42,6 +42,8 @@ class Backward:
     value: Leaves = ()
     point: Leaves = ()
     captured: list[Tensor] = field(default_factory=list)
+    #: of the coarsest dtype that a gradient has on its way through P
+    eps: float = 0.0
     opaque: bool = False
     #: processes that end together in the forward pass do so in the backward
     all_done: Callable[[bool, torch.device], bool] = loop.own_all_done
@@ -55,6 +57,7 @@ def attach(
     options: Implicit,
     report: Callable[[Solution], None],
     captured: list[Tensor] | None = None,
+    eps: float = 0.0,
 ) -> Leaves:
     """``value`` as a differentiable function of all that P depends on.
 
@@ -63,9 +66,10 @@ def attach(
         value: x*, detached.
         start: x0, which gets the gradient zero.
         options, report: the backward solve, and who hears of its failure.
-        captured: the closure of P, where it is known.
+        captured, eps: the closure of P and what it rounds to, where they
+            are known.
     """
-    state = Backward(evaluate, space, options, report, value)
+    state = Backward(evaluate, space, options, report, value, eps=eps)
     state.all_done = loop.all_done
     with torch.enable_grad():
         state.point = tuple(t.detach().requires_grad_() for t in value)
@@ -74,6 +78,8 @@ def attach(
                 z = evaluate(state.point)
             state.captured = closure.tensors(z)
             state.opaque = closure.opaque
+            dtypes = closure.dtypes.union(space.dtypes)
+            state.eps = max(torch.finfo(t).eps for t in dtypes)
         else:
             z = evaluate(state.point)
             state.captured = captured
@@ -139,8 +145,9 @@ def _higher_order(
 
     closure = [t for t in (*captured, *out, *g) if t.requires_grad]
     u = attach(
-        transposed, space, detach(u), (), state.options, state.report, closure
-    )
+        transposed, space, detach(u), (), state.options, state.report,
+        closure, state.eps,
+    )  # fmt: skip
     gate = _Gate()
     x = gate(out)
     with Closure(x) as seen:
@@ -223,6 +230,6 @@ def _local(state: Backward, out: Leaves) -> tuple[Leaves, Leaves]:
 
 def _cotangent(state: Backward, z: Leaves, x: Leaves, g: Leaves) -> Leaves:
     """u of (I - J^T) u = g; whoever wants to know hears how it went."""
-    u, solution = cotangent(z, x, g, state.space, state.options)
+    u, solution = cotangent(z, x, g, state.space, state.options, state.eps)
     state.report(solution)
     return u
