@@ -1,11 +1,11 @@
-"""States that are not one Tensor."""
+"""States that are not one Tensor, or not one of plain memory."""
 
 from collections import OrderedDict, namedtuple
 
 import pytest
 import torch
 
-from torch_picard import Implicit, fixed_point
+from torch_picard import Implicit, Unrolled, fixed_point
 
 OPTIONS = {"max_iter": 200, "rtol": 1e-10}
 Pair = namedtuple("Pair", "left right")
@@ -202,3 +202,27 @@ def test_a_leaf_without_gradient_does_not_matter():
     )
     s.value[0].sum().backward()
     torch.testing.assert_close(a.grad, torch.full_like(a, 2.0))
+
+
+@pytest.mark.parametrize("gradient", [Unrolled(), Implicit()], ids=repr)
+@pytest.mark.parametrize(
+    "x0",
+    [
+        torch.zeros(1, 3).expand(4, 3),
+        torch.arange(6.0).as_strided((4, 3), (1, 1)),
+        torch.zeros(3, 4).t(),
+    ],
+    ids=["expanded", "overlapping", "transposed"],
+)
+def test_entries_of_x0_may_share_memory(method, gradient, x0):
+    def solve(x0):
+        w = torch.tensor(0.5, requires_grad=True)
+        b = torch.arange(12.0).view(4, 3)
+        x = fixed_point(
+            lambda x: w * torch.sin(x) + b, x0, method=method,
+            segments="leading", gradient=gradient,
+        ).value  # fmt: skip
+        return x, torch.autograd.grad(x.sum(), w)[0]
+
+    for mine, theirs in zip(solve(x0), solve(x0.clone())):
+        torch.testing.assert_close(mine, theirs)

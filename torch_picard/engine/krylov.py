@@ -183,7 +183,9 @@ class _Givens:
         s = h[-1] / safe
         self.rotations.append((c, s))
         # a closed segment has a column of zeros and keeps what it had
-        self.rest = np.where(radius == 0, self.rest, np.abs(s) * self.rest)
+        with np.errstate(invalid="ignore"):  # of what was not finite before
+            rest = np.abs(s) * self.rest
+        self.rest = np.where(radius == 0, self.rest, rest)
         return self.rest
 
 

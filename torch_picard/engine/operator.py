@@ -203,7 +203,10 @@ class _ForwardMode:
     P has no forward derivative."""
 
     def __init__(self, evaluate: Evaluator, x: Leaves):
-        self.evaluate, self.x = evaluate, x
+        self.evaluate = evaluate
+        # a copy: entries of an expanded x share memory, those of dual
+        # numbers must not
+        self.x = tuple(t.detach().clone() for t in x)
         self._fallback: _DoubleBackward | None = None
 
     def __call__(self, v: Leaves) -> Leaves:
@@ -220,9 +223,7 @@ class _ForwardMode:
     def _dual(self, v: Leaves) -> Leaves:
         v = self.evaluate.space.lower(v)
         with _DUAL_LEVEL, forward_ad.dual_level():
-            dual = tuple(
-                forward_ad.make_dual(a.detach(), b) for a, b in zip(self.x, v)
-            )
+            dual = tuple(forward_ad.make_dual(a, b) for a, b in zip(self.x, v))
             out = [forward_ad.unpack_dual(t) for t in self.evaluate(dual)]
             tangents = [
                 torch.zeros_like(t.primal) if t.tangent is None else t.tangent
