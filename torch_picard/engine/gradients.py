@@ -21,8 +21,12 @@ class Gradient:
 class Unrolled(Gradient):
     """Differentiate every step that was made.
 
-    The exact derivative of the returned iterate. Memory grows with the
-    number of iterations.
+    The exact derivative of the returned iterate, as a function of x0 and of
+    what P depends on. Memory grows with the number of iterations. Few steps,
+    as after a warm start, say little of the solution's own derivative; where
+    x0 passes as it is, none is made, the derivative is that of x0, and a
+    backward pass through it warns. :class:`Implicit` and :class:`Phantom`
+    do not depend on the start.
 
     Args:
         checkpoint: store only the iterates and recompute P in the backward
@@ -54,8 +58,9 @@ class Implicit(Gradient):
             :func:`fixed_point` iterates :math:`u = J^\top u + g` instead.
             (default: :obj:`None`)
         rtol: tolerance relative to :math:`|g|`, per segment; the scale of
-            the loss does not matter. A residual at the rounding level of u
-            also passes. (default: :obj:`1e-6`)
+            the loss does not matter. A residual at the rounding level of u,
+            in the dtype that P is differentiated in, also passes.
+            (default: :obj:`1e-6`)
         max_iter: products with :math:`J^\top` allowed.
             (default: :obj:`100`)
 

@@ -70,6 +70,7 @@ def iterate(
             f"as processes would make different numbers of them, got {method}"
         )
     here = previous = None
+    moved = False
     budget = evaluate.count + max_iter
     while evaluate.count < budget and not all_done(watch.done, space.device):
         previous = here if watch.stride is None else None
@@ -86,14 +87,17 @@ def iterate(
                 watch.stop(said, here, previous)
         if waiting:
             # a P that communicates must do so in the backward pass, too
-            x_next = x = tuple(map(_Tied.apply, x, here.smoothed(0.0)))
+            x_next = x = _tied(x, here)
         elif watch.done:
             x_next = x
         else:
             left = budget - evaluate.count
             x_next, carry = method.step(evaluate, here, carry, left)
+            moved = True
         x = watch.settle(x_next, x, here)
     assert here is not None
+    if not moved:
+        x = _tied(x, here)  # x0 is the caller's, and may have no graph
     if isinstance(watch, FixedCount):
         solution = _counted(space, watch, here, previous)
     else:
@@ -131,12 +135,17 @@ def _asked(
     return said if isinstance(said, Status) or said else None
 
 
+def _tied(x: Leaves, here: Point) -> Leaves:
+    """A copy of x that is differentiated as x is, and P(x) by the way."""
+    return tuple(map(_Tied.apply, x, here.smoothed(0.0)))
+
+
 class _Tied(torch.autograd.Function):
     """x, and a gradient of zero for z."""
 
     @staticmethod
     def forward(ctx, x: Tensor, z: Tensor) -> Tensor:
-        return x.view_as(x)
+        return x.clone()
 
     @staticmethod
     def backward(ctx, g: Tensor) -> tuple[Tensor, Tensor]:

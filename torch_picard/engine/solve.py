@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from .operator import Evaluator, refuse_transforms
 from .point import Point
 from .solution import Solution
 from .space import Leaves, Space, detach, tree_map
+from .status import Status
 
 
 def fixed_point(
@@ -183,6 +186,8 @@ def solve(
         through = gradient is None or isinstance(gradient, Unrolled)
         if through or not torch.is_grad_enabled():
             value, solution = run(start)
+            if isinstance(gradient, Unrolled) and isinstance(watch, Monitor):
+                _say_where_nothing_is_unrolled(value, watch)
         else:
             if parametrize._cache_enabled:
                 # parametrize.cached() keeps what it is first asked for:
@@ -207,6 +212,32 @@ def solve(
 )
 def _eagerly(*args: Any, **kwargs: Any) -> Solution:
     return solve(*args, **kwargs)
+
+
+def _say_where_nothing_is_unrolled(value: Leaves, watch: Monitor) -> None:
+    """In the backward pass, if it asks for the gradient of a segment whose
+    x0 passed as it was."""
+    passed = (watch.status == Status.CONVERGED) & (watch.iterations == 0)
+    if not passed.any():
+        return
+    space = watch.space
+    unmoved = torch.from_numpy(passed).to(space.device)
+
+    def look(i: int, g: Tensor | None) -> None:
+        if g is None:  # as gradgradcheck has it
+            return
+        if ((g != 0) & space.segments.spread(i, unmoved, g)).any():
+            warnings.warn(
+                "x0 passed the tolerance as it was, so Unrolled() has no "
+                "update to differentiate: the gradient goes to x0 alone and "
+                "is 0 for all else that P depends on. After a warm start use "
+                "gradient=Implicit() or Phantom()",
+                stacklevel=2,
+            )
+
+    for i, t in enumerate(value):
+        if t.requires_grad:
+            t.register_hook(partial(look, i))
 
 
 def _differentiable(
