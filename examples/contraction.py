@@ -9,20 +9,22 @@ After every step of the optimiser it is asked whether P is certified to
 contract, and the solves of training and evaluation are counted: how many
 converged, and whether one took more iterations than the certificate allows.
 Prints a table and saves a picture: residual curves over the course of
-training, inside the cone that is proved for them.
+training, inside the cone that is proved for them. Every run is kept in a file
+(--out): who was interrupted goes on where he was.
 """
 
 import argparse
 import statistics
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from node_training import DATASETS, load, prepare
+from node_training import DATASETS, at_least, load, prepare
+from operator_runs import Runs, key, text
 from torch import Tensor
 from torch.nn import Linear, Module
 from torch_geometric.nn import GCNConv
-from tqdm import tqdm
 
 from torch_picard import Implicit, PicardConv, Status
 from torch_picard.contraction import contractive, lipschitz_bound
@@ -30,6 +32,7 @@ from torch_picard.nn.feature_linear import FeatureLinear
 
 WIDTH = 64
 RTOL = 1e-4
+SUMMED = "steps", "contracts", "solves", "converged", "late"
 
 
 class Net(Module):
@@ -60,13 +63,17 @@ class Net(Module):
         return self.decoder(x), solution
 
 
+@dataclass
 class Count:
     """What is counted over the solves of a run."""
 
-    def __init__(self):
-        self.solves = self.converged = self.steps = self.contracts = 0
-        self.most, self.late = 0, 0
-        self.curves: list[tuple[int, list[float], float]] = []
+    steps: int = 0
+    contracts: int = 0
+    solves: int = 0
+    converged: int = 0
+    late: int = 0
+    most: int = 0
+    curves: list[tuple[int, list[float], float]] = field(default_factory=list)
 
     def solve(self, solution, certificate) -> None:
         self.solves += 1
@@ -122,22 +129,24 @@ def train(net: Net, data, epochs: int, count: Count) -> float:
     return test
 
 
-def picture(path: Path, counts: dict[str, Count]) -> None:
+def picture(path: Path, runs: dict[str, list[dict]]) -> None:
+    """The residual curves of the first run of each."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        1, len(counts), figsize=(6 * len(counts), 4.5), sharey=True
+        1, len(runs), figsize=(6 * len(runs), 4.5), sharey=True
     )
-    for axis, (name, count) in zip(axes, counts.items()):
-        longest = max(len(curve) for _, curve, _ in count.curves)
-        for place, (epoch, curve, _) in enumerate(count.curves):
-            colour = plt.cm.viridis(place / max(1, len(count.curves) - 1))
+    for axis, (name, found) in zip(axes, runs.items()):
+        curves = found[0]["curves"]
+        longest = max(len(curve) for _, curve, _ in curves)
+        for place, (epoch, curve, _) in enumerate(curves):
+            colour = plt.cm.viridis(place / max(1, len(curves) - 1))
             relative = [r / curve[0] for r in curve]
             axis.semilogy(relative, color=colour, label=f"epoch {epoch}")
-        constant = max(c for _, _, c in count.curves)
+        constant = max(c for _, _, c in curves)
         if constant < 1:
             steps = range(longest)
             cone = [constant**k for k in steps]
@@ -156,43 +165,34 @@ def picture(path: Path, counts: dict[str, Count]) -> None:
     plt.close(figure)
 
 
-def table(results: dict[str, tuple[list[float], Count]]) -> str:
+def table(runs: dict[str, list[dict]]) -> str:
     rows = [
         ["conv", "test accuracy", "certified steps", "solves converged",
          "most iterations", "beyond the bound"]
     ]  # fmt: skip
-    for name, (test, count) in results.items():
+    for name, found in runs.items():
+        test = [run["test"] for run in found]
         spread = statistics.stdev(test) if len(test) > 1 else 0.0
-        mean = statistics.mean(test)
+        total = {n: sum(run[n] for run in found) for n in SUMMED}
         rows.append(
             [
                 name,
-                f"{100 * mean:.1f} +- {100 * spread:.1f}",
-                f"{count.contracts} of {count.steps}",
-                f"{count.converged} of {count.solves}",
-                str(count.most),
-                str(count.late) if count.contracts else "-",
+                f"{100 * statistics.mean(test):.1f} +- {100 * spread:.1f}",
+                f"{total['contracts']} of {total['steps']}",
+                f"{total['converged']} of {total['solves']}",
+                str(max(run["most"] for run in found)),
+                str(total["late"]) if total["contracts"] else "-",
             ]
         )
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(c.rjust(w) if i else c.ljust(w)
-                  for i, (c, w) in enumerate(zip(row, widths)))
-        for row in rows
-    )  # fmt: skip
+    return text(rows)
 
 
-def run(data, runs: int, epochs: int, bound: float) -> dict:
-    classes = int(data.y.max()) + 1
-    results = {}
-    for name, limit in ((f"contractive, {bound:g}", bound), ("free", None)):
-        test, count = [], Count()
-        for seed in tqdm(range(runs), desc=name):
-            torch.manual_seed(seed)
-            net = Net(data.x.size(1), classes, limit)
-            test.append(train(net, data, epochs, count))
-        results[name] = (test, count)
-    return results
+def work(data, bound: float | None, epochs: int, seed: int) -> dict:
+    """One run: its test accuracy, and what was counted."""
+    torch.manual_seed(seed)
+    net = Net(data.x.size(1), int(data.y.max()) + 1, bound)
+    count = Count()
+    return {"test": train(net, data, epochs, count), **asdict(count)}
 
 
 def main() -> None:
@@ -203,21 +203,37 @@ def main() -> None:
     parser.add_argument("--dataset", choices=DATASETS, default=DATASETS[0])
     parser.add_argument("--root", help="folder with the raw files")
     parser.add_argument("--cache", help="folder for processed files")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--runs", type=at_least(1), default=3)
+    parser.add_argument("--epochs", type=at_least(1), default=100)
     parser.add_argument("--bound", type=float, default=0.95)
     parser.add_argument("--features", choices=("raw", "centred"),
                         default="raw")  # fmt: skip
     parser.add_argument(
-        "--picture", type=Path, default=Path("results/contraction.png")
-    )
+        "--out", type=Path, default=Path("outputs"),
+        help="folder of the runs (kept, and continued) and of the picture",
+    )  # fmt: skip
     options = parser.parse_args()
     data = load(options.dataset, options.root, options.cache)
     data = prepare(data, 0.0, options.features, 0)
-    results = run(data, options.runs, options.epochs, options.bound)
-    print(table(results))
-    picture(options.picture, {n: c for n, (_, c) in results.items()})
-    print(f"Residual curves: {options.picture}")
+    setting = [options.dataset, options.features, options.epochs]
+    stored = Runs(options.out / "contraction.json", {"setting": setting})
+    bounds = {f"contractive, {options.bound:g}": options.bound, "free": None}
+    stored.complete(
+        {
+            key((name,), seed): (data, bound, options.epochs, seed)
+            for name, bound in bounds.items()
+            for seed in range(options.runs)
+        },
+        work,
+    )
+    runs = {
+        name: [stored.results[key((name,), s)] for s in range(options.runs)]
+        for name in bounds
+    }
+    print(table(runs))
+    path = options.out / "contraction.png"
+    picture(path, runs)
+    print(f"Residual curves: {path}")
 
 
 if __name__ == "__main__":

@@ -424,9 +424,9 @@ class Monitor:
 
     def _gets_nowhere(self, here: Point, constant: np.ndarray) -> np.ndarray:
         """Of those whose residual stays as it is: x goes round (it comes no
-        farther from where it was, or no farther than rounding), or straight on (P(x) - x points where x
-        came). A wave that travels along a chain, with a constant residual
-        until it arrives, does neither."""
+        farther from where it was, or no farther than rounding), or straight
+        on (P(x) - x points where x came). A wave that travels along a chain,
+        with a constant residual until it arrives, does neither."""
         constant = constant & ~self.ended
         watched = constant & (self._since >= 0)
         found = np.zeros_like(constant)
