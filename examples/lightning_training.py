@@ -8,10 +8,12 @@ chains of different lengths, whose class stands at the first node and is asked
 for at the last, by LightningDataset; every chain of a batch is solved until
 it has converged, and no longer. Logged beside loss and accuracy, epoch by
 epoch: the mean number of iterations of a solve, its largest residual, and the
-share of solves that converged. FOLDER gets metrics.csv and the best weights.
+share of solves that converged. FOLDER gets metrics.csv, a picture of it and
+the best weights.
 """
 
 import argparse
+import csv
 from pathlib import Path
 
 import torch
@@ -122,6 +124,35 @@ def loaded(task: str) -> tuple[pl.LightningDataModule, PIGN]:
     )  # fmt: skip
 
 
+def picture(metrics: Path, path: Path) -> None:
+    """What was logged, epoch by epoch."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with metrics.open() as file:
+        rows = list(csv.DictReader(file))
+    names = "loss", "accuracy", "iterations", "residual"
+    figure, axes = plt.subplots(1, len(names), figsize=(16, 3.5))
+    for axis, name in zip(axes, names):
+        for part in "train", "val":
+            logged = [r for r in rows if r[f"{part}_{name}"]]
+            epochs = [int(r["epoch"]) for r in logged]
+            axis.plot(
+                epochs,
+                [float(r[f"{part}_{name}"]) for r in logged],
+                label=part,
+            )
+        axis.set_title(name)
+        axis.set_xlabel("epoch")
+    axes[-1].set_yscale("log")
+    axes[0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def main() -> dict[str, float]:
     options = argparse.ArgumentParser(
         description=__doc__,
@@ -144,7 +175,9 @@ def main() -> dict[str, float]:
     classifier = Classifier(model)
     trainer.fit(classifier, datamodule=data)
     found = trainer.test(classifier, datamodule=data, ckpt_path="best")
-    print(f"metrics and weights: {logger.log_dir}")
+    folder = Path(logger.log_dir)
+    picture(folder / "metrics.csv", folder / "metrics.png")
+    print(f"metrics, picture and weights: {folder}")
     return found[0]
 
 

@@ -28,7 +28,9 @@ def call(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task, epochs", [("nodes", 12), ("graphs", 6)])
-def test_it_learns_and_logs_iterations_and_residuals(call, task, epochs):
+def test_it_learns_and_logs_iterations_and_residuals(
+    call, tmp_path, task, epochs
+):
     found, trained = call("--task", task, "--epochs", str(epochs))
     assert len(trained) == epochs
     assert found["test_accuracy"] > {"nodes": 0.5, "graphs": 0.8}[task]
@@ -37,6 +39,8 @@ def test_it_learns_and_logs_iterations_and_residuals(call, task, epochs):
         assert 0 < float(row["train_residual"])
     assert float(trained[-1]["train_loss"]) < float(trained[0]["train_loss"])
     assert found["test_converged"] == 1
+    drawn = tmp_path / task / "version_0" / "metrics.png"
+    assert drawn.stat().st_size > 1000
 
 
 def test_chains_are_divided_whole():
