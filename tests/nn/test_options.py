@@ -314,15 +314,20 @@ def test_the_batch_of_a_node_type_is_named():
 
 
 class Fails(torch.nn.Module):
-    """Of its own, for a reason of its own."""
+    """For a reason of its own."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error, self.other = error, torch.nn.Linear(9, 9)
 
     def forward(self, x, graph):
-        raise KeyError("no such graph")
+        raise self.error
 
 
 def test_what_a_conv_says_itself_is_left_alone():
-    with pytest.raises(KeyError, match="no such graph"):
-        PicardConv(Fails())(X, "a graph")
+    for error in (ValueError("x is odd"), TypeError("x is a letter")):
+        with pytest.raises(type(error), match=f"^{error}$"):
+            PicardConv(Fails(error))(X, "a graph")
     layer = PicardConv(GCNConv(4, 4), max_iter=1, on_failure="raise")
     with pytest.raises(ConvergenceError):
         layer(X, EDGES)

@@ -20,6 +20,7 @@ _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def fault(
+    error: Exception,
     conv: Any,
     x: Any,
     edge_index: Any,
@@ -32,7 +33,8 @@ def fault(
     if torch.compiler.is_compiling():  # without values
         return None
     try:
-        return next(_faults(conv, x, edge_index, args, kwargs, batch), None)
+        found = _faults(error, conv, x, edge_index, args, kwargs, batch)
+        return next(found, None)
     except Exception:  # values hidden by a transform, a device that is lost
         return None
 
@@ -107,7 +109,7 @@ def strays(edge_index: Tensor, num_nodes: int) -> str | None:
     )
 
 
-def _faults(conv, x, edge_index, args, kwargs, batch) -> Iterator[str]:
+def _faults(error, conv, x, edge_index, args, kwargs, batch) -> Iterator[str]:
     if isinstance(x, dict):
         for name, t in x.items():
             yield from _state(f"x[{name!r}]", t)
@@ -115,7 +117,8 @@ def _faults(conv, x, edge_index, args, kwargs, batch) -> Iterator[str]:
                 yield from _batch(f"batch[{name!r}]", batch[name], t)
         return
     yield from _state("x", x)
-    yield from unfit(conv, x)
+    if not isinstance(error, (ValueError, TypeError)):  # which say more
+        yield from unfit(conv, x)
     if batch is not None:
         yield from _batch("batch", batch, x)
     if isinstance(edge_index, (Sharded, dict)):

@@ -198,7 +198,7 @@ class PicardConv(Solver):
         except ConvergenceError:
             raise
         except Exception as error:
-            found = fault(self.conv, x, edge_index, args, kwargs, batch)
+            found = fault(error, self.conv, x, edge_index, args, kwargs, batch)
             if found is None:
                 raise
             raise ValueError(found) from error
