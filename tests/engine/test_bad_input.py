@@ -105,7 +105,7 @@ WRONG = {
     "x0 complex": (
         solve(torch.zeros(2, dtype=torch.complex64)),
         ValueError,
-        "x0.*complex64",
+        "x0.*complex64.*view_as_real",
     ),
     "x0 empty": (solve(torch.zeros(0, 3)), ValueError, r"x0.*\[0, 3\]"),
     "x0 no leaf": (solve(()), ValueError, "x0"),

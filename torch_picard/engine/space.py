@@ -324,10 +324,11 @@ def _check_leaves(leaves: Sequence[Any]) -> None:
                 f"got a {type(t).__name__}"
             )
         if t.dtype not in _DTYPES:
+            how = "torch.view_as_real(x0)" if t.is_complex() else "x0.float()"
             raise ValueError(
                 "x0 must be of a real floating dtype (float64, float32, "
                 f"bfloat16, float16), got {t.dtype}; convert it, e.g. with "
-                "x0.float()"
+                f"{how}"
             )
         if t.layout != torch.strided:
             raise ValueError(
