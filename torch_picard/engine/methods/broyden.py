@@ -31,7 +31,7 @@ class Broyden(SecantMethod):
     segment has its own H. Steps are taken back as in :class:`Anderson`.
 
     Args:
-        memory: differences kept, two states each. (default: :obj:`20`)
+        memory: differences kept, two states each. (default: :obj:`40`)
         alpha: weight of the old state in the plain step.
             (default: :obj:`0.0`)
         growth: residual growth beyond which a step is taken back.
@@ -43,7 +43,7 @@ class Broyden(SecantMethod):
 
     tables = 2
 
-    memory: int = 20
+    memory: int = 40
     alpha: float = 0.0
     growth: float = 10.0
 
