@@ -17,7 +17,7 @@ from torch_geometric import nn as pyg
 from torch_geometric import typing
 from torch_geometric.utils import to_undirected
 
-from tests.nn.graphs import FAR
+from tests.nn.graphs import ACROSS, FAR, centred
 from torch_picard import (
     PIGN,
     Anderson,
@@ -445,6 +445,28 @@ def norm_refused(rank, world):
         except ValueError as error:
             errors.append(str(error))
     return errors
+
+
+def across_refused(rank, world):
+    edge_index, x, _ = graph()
+    place = PartitionedGraph(edge_index, len(x))
+    errors = []
+    more = {"encoder_activation": centred}
+    for change in [*(change for change, _ in ACROSS), more]:
+        model = PIGN(WIDTH, 4, 2, **change).double()
+        try:
+            model(x[place.owned], place)
+            errors.append("")
+        except ValueError as error:
+            errors.append(str(error))
+    return errors
+
+
+def test_what_looks_across_the_rows_is_refused(processes):
+    want = [*(text for _, text in ACROSS), "encoder_activation must map each"]
+    for errors in processes(2, across_refused):
+        for text, error in zip(want, errors, strict=True):
+            assert text in error, (text, error)
 
 
 def test_a_norm_over_all_nodes_is_refused(processes):

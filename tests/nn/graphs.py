@@ -13,13 +13,16 @@ from torch_geometric.nn import (
     GINEConv,
     GPSConv,
     GraphConv,
+    InstanceNorm,
     LGConv,
     MessagePassing,
+    PairNorm,
     SAGEConv,
     SGConv,
     TAGConv,
     TransformerConv,
 )
+from torch_geometric.utils import degree
 
 #: node 3 has no incoming edge, node 0 a self-loop, 1 -> 2 is there twice
 EDGES = torch.tensor([[0, 0, 1, 1, 2, 2, 3], [0, 1, 2, 2, 1, 0, 2]])
@@ -132,6 +135,33 @@ class Centred(torch.nn.Module):
         return self.conv(x - x.mean(0), edge_index)
 
 
+class RandomWalk(MessagePassing):
+    """Messages divided by the number of the source's outgoing edges."""
+
+    def __init__(self, channels: int):
+        super().__init__(aggr="add")
+
+    def forward(self, x, edge_index):
+        count = degree(edge_index[0], x.size(0), x.dtype).clamp(min=1)
+        return self.propagate(edge_index, x=x / count[:, None])
+
+    def message(self, x_j):
+        return x_j
+
+
+class Owned(torch.nn.Module):
+    """With a parameter for each of the first ten nodes."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = SAGEConv(channels, channels)
+        self.own = torch.nn.Parameter(torch.ones(10, channels))
+
+    def forward(self, x, edge_index):
+        more = torch.nn.functional.pad(self.own, (0, 0, 0, x.size(0)))
+        return self.conv(x, edge_index) + more[: x.size(0)]
+
+
 #: what looks further than the neighbours that a node hears from
 FAR = {
     "two hops": TwoHops,
@@ -141,4 +171,29 @@ FAR = {
     ),
     "outgoing edges": lambda c: DirGNNConv(SAGEConv(c, c)),
     "degrees of outgoing edges": lambda c: ChebConv(c, c, K=2),
+    "norms of outgoing edges": lambda c: DirGNNConv(GCNConv(c, c)),
+    "a random walk": RandomWalk,
+    "a parameter for each node": Owned,
 }
+
+
+def centred(x: Tensor) -> Tensor:
+    """Looks at all rows."""
+    return x - x.mean(0)
+
+
+class Numbered(torch.nn.Module):
+    """Adds its number to each row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.arange(x.size(0), dtype=x.dtype)[:, None]
+
+
+#: what does not map each row by itself, and what is said of it
+ACROSS = [
+    ({"activation": PairNorm()}, "activation holds PairNorm"),
+    ({"activation": centred}, "activation must map each row by itself"),
+    ({"activation": torch.nn.Softmax(0)}, "activation must map each row"),
+    ({"inject": Numbered()}, "inject must map each row by itself"),
+    ({"inject": InstanceNorm(4)}, "inject holds InstanceNorm"),
+]

@@ -6,6 +6,7 @@ from torch_geometric import nn as pyg
 from torch_geometric.nn import GCNConv, SAGEConv
 from torch_geometric.utils import k_hop_subgraph
 
+from tests.nn.graphs import ACROSS, RandomWalk
 from tests.nn.sampling import WIDTH, graph, picard
 from torch_picard import Implicit, PicardConv
 from torch_picard.nn import StoredPicard
@@ -138,6 +139,23 @@ def test_convs_that_normalise_by_the_neighbours_degrees_are_refused(make):
     stored = StoredPicard(PicardConv(make(), inject=True), 40, WIDTH)
     n_id, edge_index, _, seeds = next(iter(batches(data)))
     with pytest.raises(ValueError, match="looks further than one hop"):
+        stored(data.x[n_id], edge_index, n_id, seeds)
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        *ACROSS,
+        ({"conv": RandomWalk(WIDTH)}, "looks further than one hop"),
+        ({"conv": pyg.GPSConv(WIDTH, None)}, "conv holds BatchNorm"),
+    ],
+)
+def test_what_looks_across_the_rows_is_refused(change, text):
+    data = graph()
+    options = {"conv": SAGEConv(WIDTH, WIDTH), "inject": True} | change
+    stored = StoredPicard(PicardConv(**options), 40, WIDTH)
+    n_id, edge_index, _, seeds = next(iter(batches(data)))
+    with pytest.raises(ValueError, match=text):
         stored(data.x[n_id], edge_index, n_id, seeds)
 
 

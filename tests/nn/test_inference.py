@@ -13,7 +13,7 @@ from torch_geometric import nn as pyg
 from torch_geometric.data import Data
 
 from benchmarks import _memory
-from tests.nn.graphs import FAR
+from tests.nn.graphs import ACROSS, FAR, centred
 from torch_picard import (
     PIGN,
     Anderson,
@@ -468,7 +468,10 @@ def test_a_failed_solve_says_so():
             ValueError, "further than one hop",
         ),
         (
-            {"model": PIGN(6, 4, 2, norm="PairNorm").eval()},
+            {
+                "model": PIGN(6, 4, 2, norm="PairNorm").eval(),
+                "memory_budget": 20_000,
+            },
             ValueError, "PairNorm, whose statistics are over all nodes",
         ),
         ({"memory_budget": 100}, ValueError, "memory_budget must be at least"),
@@ -514,6 +517,94 @@ def test_what_looks_further_than_a_chunk_is_refused(name):
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="further than one hop"):
         picard_inference(block, data, memory_budget=40_000, progress=False)
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        *ACROSS,
+        ({"encoder_activation": centred}, "encoder_activation must map each"),
+        ({"norm": "GraphNorm"}, "norm holds GraphNorm"),
+        ({"norm": lambda c: Centring()}, "norm must map each row"),
+    ],
+)
+def test_what_looks_across_the_rows_is_refused(change, text):
+    data, model = graph(), PIGN(WIDTH, 4, 2, **change).eval()
+    with torch.no_grad():
+        want = model(data.x, data.edge_index)
+    got = picard_inference(model, data, progress=False)  # one chunk
+    torch.testing.assert_close(got, want)
+    with pytest.raises(ValueError, match=text):
+        picard_inference(model, data, memory_budget=20_000, progress=False)
+
+
+class Centring(nn.Module):
+    def forward(self, x):
+        return centred(x)
+
+
+def test_a_row_by_itself_may_be_random():
+    """Of what draws random numbers nothing can be tried."""
+    data = graph()
+    block = PicardConv(
+        pyg.SAGEConv(WIDTH, WIDTH), inject=True, max_iter=3, rtol=0.0,
+        activation=lambda z: z.tanh() + 1e-3 * torch.rand_like(z),
+    ).eval()  # fmt: skip
+    got = picard_inference(block, data, memory_budget=20_000, progress=False)
+    with torch.no_grad():
+        want = block(data.x, data.edge_index)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-2)
+
+
+def test_a_wave_along_a_chain_arrives():
+    """The residual is 1 until then, as in memory."""
+    nodes = torch.arange(60)
+    data = Data(x=(nodes == 0).float()[:, None])
+    data.edge_index = torch.stack([nodes[:-1], nodes[1:]])
+    block = PicardConv(
+        pyg.SimpleConv(aggr="sum"), alpha=0.0, inject=True, max_iter=200
+    ).eval()
+    out, solution = picard_inference(
+        block, data, memory_budget=3000, progress=False, return_solution=True
+    )
+    assert torch.equal(out, torch.ones(60, 1))
+    want, inside = block(data.x, data.edge_index, return_solution=True)
+    assert torch.equal(out, want) and solution.converged.all()
+    assert solution.iterations == inside.iterations == 59
+    assert solution.value is None
+
+
+def test_types_of_edges():
+    data, block = graph(), picard(lambda: pyg.RGCNConv(WIDTH, WIDTH, 3))
+    data.edge_type = torch.arange(150) % 3
+    with torch.no_grad():
+        want = block(data.x, data.edge_index, data.edge_type)
+    got = picard_inference(block, data, memory_budget=40_000, progress=False)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("budget", [None, 20_000])
+def test_features_that_do_not_fit_are_named(budget):
+    data, block = graph(), picard(CONVS["SAGE"])
+    whole = data.x
+    for data.x, text in (
+        (whole[:, :2], "data: x must have 6 features a node"),
+        (whole.double(), "data: x must be of torch.float32"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            picard_inference(block, data, memory_budget=budget, progress=False)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"identity": 3'])
+def test_a_damaged_record_is_named(content, tmp_path):
+    (tmp_path / "progress.json").write_text(content)
+    with pytest.raises(
+        ValueError, match=r"progress\.json that is not of a run"
+    ):
+        picard_inference(
+            picard(CONVS["SAGE"]), graph(), folder=tmp_path, progress=False
+        )
+    assert (tmp_path / "progress.json").read_text() == content
 
 
 @pytest.mark.parametrize("aggr", ["lstm", "gru"])

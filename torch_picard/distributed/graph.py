@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..engine.shared import Shared, naming_ranks
-from ..nn.neighbourhood import check_one_hop
+from ..nn.neighbourhood import check_one_hop, check_pieces, check_rows
 from ..nn.sharded import Sharded
 from .halo import Halo
 from .local import Piece, local_operator
@@ -215,12 +215,18 @@ class PartitionedGraph(Sharded):
 
     def try_once(self, conv: Any, x: Tensor, args, kwargs) -> None:
         """Whether conv can be computed here; all processes come to the same
-        answer, on the same nodes."""
+        answer."""
         if conv not in self._tried:
-            check_one_hop(
-                conv, self._edge_index, self.num_nodes, x, args, kwargs
-            )
+            check_one_hop(conv, x, args, kwargs)
             self._tried.add(conv)
+
+    def check_rows(self, name: str, function: Any, like: Tensor) -> None:
+        where = "on a PartitionedGraph"
+        if isinstance(function, Module):
+            check_pieces(function, where, name)  # its mode may have changed
+        if callable(function) and function not in self._tried:
+            check_rows(name, function, like, where)
+            self._tried.add(function)
 
     def split(
         self, source: Tensor, target: Tensor, at: int

@@ -137,6 +137,12 @@ class Smoothed(Point):
             self._norms = torch.stack(norms, dim=1).detach()
         return self.on_host()
 
+    def away(self, origin: Leaves) -> tuple[Tensor, Tensor]:
+        if self.alpha is None:
+            unknown = torch.full_like(self.norms[:, 0], torch.nan)
+            return unknown, unknown
+        return super().away(origin)
+
     def _ahead(self) -> Leaves:
         return _double(self.y)
 

@@ -66,7 +66,7 @@ class Chunks:
         self.edge_index, self.extra = edge_index, extra
         self.starts = self._cut(budget, footprint)
         if len(self) > 1:
-            check_one_hop(conv, edge_index, num_nodes, like, (), extra)
+            check_one_hop(conv, like, (), extra)
 
     def __len__(self) -> int:
         return len(self.starts) - 1

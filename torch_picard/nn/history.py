@@ -12,7 +12,7 @@ from ..engine import Solution
 from ..engine.methods.base import check_count
 from .inputs import check_batch
 from .invariants import _NORMALISED
-from .neighbourhood import check_one_hop
+from .neighbourhood import check_one_hop, check_pieces, check_rows
 from .picard_conv import PicardConv
 
 
@@ -130,11 +130,15 @@ class StoredPicard(nn.Module):
             )
         if self.states.dtype != x.dtype:
             self.states = self.states.to(x.dtype)
+        check_pieces(self.conv.conv, "in a StoredPicard")
         if not self._tried:
-            self._tried = check_one_hop(
-                self.conv.conv, edge_index, x.size(0), x, args, kwargs,
-                edges_of_neighbours=False,
-            )  # fmt: skip
+            check_one_hop(
+                self.conv.conv, x, args, kwargs, edges_of_neighbours=False
+            )
+            for name in ("inject", "activation"):
+                function = getattr(self.conv, name)
+                check_rows(name, function, x, "in a StoredPicard")
+            self._tried = True
         with torch.no_grad():
             known = self.known[n_id, None]
             stored = torch.where(known, self.states[n_id], x)

@@ -20,7 +20,8 @@ from ..engine.point import Smoothed
 from ..engine.space import Space
 from .chunks import Chunks
 from .footprint import Footprint, footprint
-from .neighbourhood import check_pieces
+from .inputs import fault
+from .neighbourhood import check_pieces, check_rows
 from .peak import peak
 from .picard_conv import PicardConv
 from .pign import PIGN
@@ -35,23 +36,24 @@ def picard_inference(
     memory_budget: int | None = None,
     folder: str | Path | None = None,
     progress: bool = True,
-) -> Tensor:
+    return_solution: bool = False,
+) -> Tensor | tuple[Tensor, Solution]:
     """The exact full-graph solve of a trained model, chunk by chunk.
 
     States are kept in files. Every iteration goes through the nodes in
     chunks whose tensors stay within the budget and reads the rows of their
     neighbours. All nodes see the previous iterate and residuals are summed
-    over the chunks, so values and number of iterations are those of
-    ``model(data.x, data.edge_index)``. With a ``folder``, who was
-    interrupted (or killed) goes on at the chunk where it stopped.
+    over the chunks, so values and number of iterations are those of the
+    solve in memory. With a ``folder``, who was interrupted (or killed) goes
+    on at the chunk where it stopped.
 
     Args:
         model: a :class:`PIGN` or :class:`PicardConv` in eval mode, iterated
             by :class:`Picard`, on the CPU.
         data: ``x`` [N, F], dense; it may be a memory-mapped file, as in
-            ``torch.from_file``. ``edge_index`` [2, E]; ``edge_weight`` or
-            ``edge_attr`` if the conv takes it. With ``batch`` each graph
-            stops by itself.
+            ``torch.from_file``. ``edge_index`` [2, E]; ``edge_weight``,
+            ``edge_attr`` and the like, if the conv takes it. With ``batch``
+            each graph stops by itself.
         memory_budget: bytes for the tensors of a chunk, whatever the conv
             makes for each node and edge: small chunks are measured first.
             On top come the edges with some numbers for each of them and of
@@ -59,10 +61,14 @@ def picard_inference(
         folder: for the states; emptied when all is done. (default: a
             temporary one)
         progress: whether to show a progress bar.
+        return_solution: whether to return the Solution, too; its value is
+            None, as the states are not kept.
 
     Returns:
-        [N, C]. Where a solve fails, of its last iterate, with a warning or
-        error as ``on_failure`` of the model says.
+        [N, C], the values of ``model(data.x, data.edge_index)``; only where
+        a solve fails before ``max_iter``, those of its last iterate, as the
+        best is not kept. A warning or error as ``on_failure`` of the model
+        says.
 
     Raises:
         TypeError: the model is neither.
@@ -76,11 +82,33 @@ def picard_inference(
     _check_data(data)
     x, edge_index = data.x, data.edge_index
     extra = _extra(block.conv, data)
+    try:
+        out, solution = _solved(
+            model, block, data, extra, memory_budget, folder, progress
+        )
+    except Exception as error:
+        found = None
+        if block is model:  # an encoder says it by itself
+            batch = getattr(data, "batch", None)
+            found = fault(error, block.conv, x, edge_index, (), extra, batch)
+        if found is None:
+            raise
+        raise ValueError(f"data: {found}") from error
+    if not block.counted:
+        solution.report(block.on_failure, stacklevel=3)
+    return (out, solution) if return_solution else out
+
+
+def _solved(
+    model, block, data, extra, memory_budget, folder, progress
+) -> tuple[Tensor, Solution]:
+    x, edge_index = data.x, data.edge_index
     batch = [] if getattr(data, "batch", None) is None else [data.batch]
     with tempfile.TemporaryDirectory() as temporary, held_weights(model):
         state = _encoded(model, x[:1])
         takes = None
         if memory_budget is not None and x.size(0):
+            _check_rows(model, block, state)
             takes = _footprint(model, block, data, state, memory_budget)
         chunks = Chunks(
             block.conv, edge_index, x.size(0), state, extra, memory_budget,
@@ -96,11 +124,9 @@ def picard_inference(
             },
         )
         run = _Run(model, block, data, state, chunks, kept, progress)
-        out, solution = run()
+        found = run()
         kept.clear()
-    if not block.counted:
-        solution.report(block.on_failure, stacklevel=3)
-    return out
+    return found
 
 
 class _Run:
@@ -346,10 +372,18 @@ def _checked(model: Any) -> PicardConv:
         raise ValueError(
             f"alpha of the model must be one number, got {alpha.numel()}"
         )
-    if isinstance(model, PIGN) and model.norm is not None:
-        check_pieces(model.norm, "in chunks", "norm")
     check_pieces(block.conv, "in chunks")
     return block
+
+
+def _check_rows(model: nn.Module, block: PicardConv, like: Tensor) -> None:
+    """What is done to the rows of a chunk does not look at others."""
+    given = {n: getattr(block, n) for n in ("inject", "activation")}
+    if isinstance(model, PIGN):
+        names = ("norm", "encoder_activation")
+        given |= {name: getattr(model, name) for name in names}
+    for name, function in given.items():
+        check_rows(name, function, like, "in chunks")
 
 
 def _check_budget(memory_budget: Any) -> None:
@@ -410,11 +444,13 @@ def _check_data(data: Any) -> None:
 def _extra(conv: nn.Module, data: Any) -> dict[str, Tensor]:
     """What conv takes for edges, where there is such."""
     takes = inspect.signature(conv.forward).parameters
-    anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    names = {n for n in takes if n.startswith("edge_")} - {"edge_index"}
+    if any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        names |= {"edge_weight", "edge_attr"}
     found = {}
-    for name in ("edge_weight", "edge_attr"):
+    for name in sorted(names):
         value = getattr(data, name, None)
-        if value is None or not (name in takes or anything):
+        if value is None:
             continue
         if name == "edge_attr" and getattr(conv, "edge_dim", "") is None:
             continue  # an attention that was made without

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -84,40 +85,38 @@ def check_pieces(conv: Any, where: str, name: str = "conv") -> None:
 
 
 _TOO_FAR = (
-    "conv looks further than one hop in one evaluation ({}); piece by piece "
-    "only direct neighbours are at hand: iterate a conv of one hop"
+    "conv looks further than one hop in one evaluation ({}): at more than "
+    "the nodes that a node hears from and their in-degrees; piece by piece "
+    "no more is at hand: iterate a conv of one hop"
 )
 
 _PADS = (pyg.aggr.LSTMAggregation, pyg.aggr.GRUAggregation)
+
+#: Of the graph that convs are tried on, and of its pieces.
+_NODES, _EDGES, _PIECE = 64, 128, 8
 
 
 @torch.no_grad()
 def check_one_hop(
     conv: Any,
-    edge_index: Tensor,
-    num_nodes: int,
     like: Tensor,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     edges_of_neighbours: bool = True,
-) -> bool:
-    """Tries whether the image of a node depends on its neighbours alone:
-    it must be the same when others are computed beside it. Convs of which
-    that is known are not tried.
+) -> None:
+    """Tries whether the image of a node depends on its neighbours alone, on
+    a random directed graph: piece by piece it must be the same.
 
     Args:
-        edge_index: [2, E], the whole graph.
         like: of the dtype and width of a state, [?, F].
         args, kwargs: further arguments of conv, tensors of all edges.
         edges_of_neighbours: whether a piece has the edges to the neighbours
             of its nodes, too, where conv may look at them.
 
-    Returns:
-        Whether it is known now; the graph may have no edges to try it on.
-
     Raises:
         ValueError: it depends on more, such as two hops, the other end of
-            outgoing edges, or all nodes.
+            outgoing edges, or all nodes; or it cannot be computed on another
+            graph.
     """
     for module in conv.modules():
         if isinstance(module, _PADS):
@@ -126,64 +125,109 @@ def check_one_hop(
                 "up to the largest number of neighbours among all nodes, and "
                 "they change its result; use another aggregation"
             )
-    if type(conv) in _PLAIN or is_normalised(conv):
-        return True
-    some = _near_each_other(edge_index, num_nodes)
-    if some is None:
-        return False
+    if is_normalised(conv):
+        return
     wider = edges_of_neighbours and not is_plain(conv)
-    trained = [(module, module.training) for module in conv.modules()]
-    conv.eval()
-    try:
-        alone, among = (
-            _image(conv, edge_index, nodes, like, args, kwargs, wider)
-            for nodes in (some[:1], some)
+    rng = torch.Generator().manual_seed(0)
+    source = torch.randint(_NODES, (_EDGES,), generator=rng)
+    away = torch.randint(1, _NODES, (_EDGES,), generator=rng)
+    target = (source + away) % _NODES
+    edge_index = torch.stack([source, target])[:, target.argsort()]
+    edge_index = edge_index.to(like.device)
+    state = _drawn(_NODES, like, rng)
+
+    def of(value: Any, edges: Tensor) -> Any:
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            return value
+        if not len(value):
+            return value.new_zeros(len(edges), *value.shape[1:])
+        return value[edges % len(value)]
+
+    def image(x: Tensor, edges: Tensor, local: Tensor) -> Tensor:
+        named = {key: of(value, edges) for key, value in kwargs.items()}
+        return conv(x, local, *(of(a, edges) for a in args), **named)
+
+    def piece(first: int) -> Tensor:
+        """The images of some nodes, from what is at hand there."""
+        nodes = torch.arange(first, first + _PIECE, device=like.device)
+        into = torch.isin(edge_index[1], nodes)
+        near = edge_index[0, into].unique()
+        rows = torch.cat([nodes, near[~torch.isin(near, nodes)]])
+        edges = torch.isin(edge_index[1], rows) if wider else into
+        x = torch.cat([state[rows], state.new_zeros(1, *state.shape[1:])])
+        local = places(rows, edge_index[:, edges])
+        order = local[1].argsort(stable=True)  # some convs need it
+        edges = edges.nonzero()[order, 0]
+        return image(x, edges, local[:, order])[:_PIECE]
+
+    kind = type(conv).__name__
+    with _evaluated(conv):
+        try:
+            every = torch.arange(_EDGES, device=like.device)
+            whole = image(state, every, edge_index)
+            pieces = [piece(first) for first in range(0, _NODES, _PIECE)]
+        except Exception as error:
+            raise ValueError(
+                f"conv {kind} cannot be computed on a part of the graph: it "
+                f"was tried on one of {_NODES} nodes with states like "
+                f"[?, {like.size(-1)}], {like.dtype}: {error}"
+            ) from error
+    if not _same(torch.cat(pieces), whole):
+        raise ValueError(_TOO_FAR.format(kind))
+
+
+@torch.no_grad()
+def check_rows(name: str, function: Any, like: Tensor, where: str) -> None:
+    """Tries whether a function maps each row by itself, as those of other
+    pieces are not at hand; one that draws random numbers is left alone.
+
+    Args:
+        name: the argument that it was given as.
+        function: a module or another callable; anything else is left alone.
+        like: of the dtype and width of its input, [?, F].
+        where: as of :func:`check_pieces`.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not callable(function):
+        return
+    if isinstance(function, torch.nn.Module):
+        check_pieces(function, where, name)
+    rows = _drawn(4 * _PIECE, like, torch.Generator().manual_seed(0))
+    kind = getattr(function, "__name__", type(function).__name__)
+    with _evaluated(function):
+        whole, again = function(rows), function(rows)
+        parts = [function(part) for part in rows.split(_PIECE + 1)]
+    if _same(again, whole) and not _same(torch.cat(parts), whole):
+        raise ValueError(
+            f"{name} must map each row by itself {where}, but {kind} looks "
+            "at other rows, too, or at their number"
         )
+
+
+def _drawn(count: int, like: Tensor, rng: torch.Generator) -> Tensor:
+    drawn = torch.randn(count, *like.shape[1:], generator=rng)
+    return drawn.to(like.device, like.dtype)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    error = torch.finfo(b.dtype).eps ** 0.5
+    return a.shape == b.shape and torch.allclose(a, b, error, error, True)
+
+
+@contextmanager
+def _evaluated(function: Any) -> Iterator[None]:
+    """In eval mode, if it is a module."""
+    found = isinstance(function, torch.nn.Module)
+    trained = [(m, m.training) for m in function.modules()] if found else []
+    try:
+        for module, _ in trained:
+            module.training = False
+        yield
     finally:
         for module, training in trained:
             module.training = training
-    error = torch.finfo(like.dtype).eps ** 0.5
-    if not torch.allclose(alone, among, error, error, equal_nan=True):
-        raise ValueError(_TOO_FAR.format(type(conv).__name__))
-    return True
-
-
-def _near_each_other(edge_index: Tensor, num_nodes: int) -> Tensor | None:
-    """Nodes t, s, u with edges s -> t -> u, and one to s, as far as there
-    are such; with few neighbours."""
-    source, target = edge_index[:, edge_index[0] != edge_index[1]]
-    if not source.numel():
-        return None
-    ones = torch.ones_like(source)
-    zeros = source.new_zeros(num_nodes)
-    into, out = zeros.index_add(0, target, ones), zeros.index_add(
-        0, source, ones
-    )  # fmt: skip
-    lacking = (into[source] == 0).long() + (out[target] == 0).long()
-    cost = into[source] + into[target] + 2 * num_nodes * lacking
-    best = int(cost.argmin())
-    s, t = source[best], target[best]
-    after = target[source == t]
-    return torch.stack([t, s, *after[:1]]).unique_consecutive()
-
-
-def _image(conv, edge_index, nodes, like, args, kwargs, wider) -> Tensor:
-    """Of the first of the nodes, from a piece with all of them."""
-    edges = torch.isin(edge_index[1], nodes)
-    near = edge_index[0, edges].unique()
-    if wider:
-        edges = torch.isin(edge_index[1], torch.cat([nodes, near]))
-    rows = torch.cat([nodes, near[~torch.isin(near, nodes)]])
-    column = torch.arange(like.size(1), device=rows.device)
-    state = torch.sin(1.7 * rows[:, None] + column + 1.0).to(like)
-    state = torch.cat([state, state.new_zeros(1, like.size(1))])
-
-    def of(value: Any) -> Any:
-        return value[edges] if isinstance(value, Tensor) else value
-
-    local = places(rows, edge_index[:, edges])
-    named = {key: of(value) for key, value in kwargs.items()}
-    return conv(state, local, *map(of, args), **named)[0]
 
 
 def places(rows: Tensor, ids: Tensor) -> Tensor:

@@ -343,6 +343,8 @@ class PicardConv(Solver):
 
     def _shared(self, x: Tensor, graph: Sharded, args, kwargs):
         """P on a graph that other processes have parts of."""
+        for name in ("inject", "activation"):
+            graph.check_rows(name, getattr(self, name), x)
         conv = graph.operator(self.conv, x, args, kwargs, self.backend)
         f, activation = self._injected(x), self.activation
 

@@ -21,7 +21,6 @@ from ..engine.methods import Method
 from ..engine.methods.base import as_float, check_count
 from .feature_linear import FeatureLinear
 from .inputs import resolved, unfit
-from .neighbourhood import check_pieces
 from .picard_conv import PicardConv, check_not_traced
 from .sharded import Sharded
 from .smoothing_linear import SmoothingLinear
@@ -218,11 +217,11 @@ class PIGN(Module):
         """
         check_not_traced(self, x)
         compared: AbstractContextManager[None] = nullcontext()
-        if isinstance(edge_index, Sharded):
-            if self.norm is not None:
-                check_pieces(self.norm, "on a PartitionedGraph", "norm")
-            compared = edge_index.comparing(self)
         x = self.encode(x)
+        if isinstance(edge_index, Sharded):
+            for name in ("norm", "encoder_activation"):
+                edge_index.check_rows(name, getattr(self, name), x)
+            compared = edge_index.comparing(self)
         with compared:
             x, solution = self.block(
                 x, edge_index, *args, batch=batch, return_solution=True,

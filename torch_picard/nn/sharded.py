@@ -35,6 +35,10 @@ class Sharded(ABC):
         """
 
     @abstractmethod
+    def check_rows(self, name: str, function: Any, like: Tensor) -> None:
+        """That a function, given as ``name``, maps each row by itself."""
+
+    @abstractmethod
     def segments(self, batch: Tensor | None) -> Any:
         """Those of :func:`fixed_point`, over all processes."""
 

@@ -35,7 +35,7 @@ class Stored:
         self._files: list[Path] = []
         folder.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
-            kept = json.loads(self._path.read_text())
+            kept = self._kept()
             differ = [
                 name
                 for name, value in self.identity.items()
@@ -47,6 +47,16 @@ class Stored:
                     f"{', '.join(differ)}: choose another, or remove it"
                 )
             self.record = kept["record"]
+
+    def _kept(self) -> dict[str, Any]:
+        try:
+            kept = json.loads(self._path.read_text())
+            return {name: dict(kept[name]) for name in ("identity", "record")}
+        except (ValueError, TypeError, LookupError):
+            raise ValueError(
+                f"folder {self.folder} holds a {self._path.name} that is not "
+                "of a run: choose another, or remove it"
+            ) from None
 
     @property
     def _path(self) -> Path:
