@@ -1,11 +1,13 @@
 """PicardConv under DDP and FSDP: batches of their own, counts of their own."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch_geometric import nn as pyg
 from torch_geometric.data import Batch, Data
@@ -56,21 +58,26 @@ class Model(nn.Module):
             return_solution=True,
         )  # fmt: skip
         assert solution.converged.all()
+        self.solution = solution
         self.counts = solution.iterations.tolist()
         self.evaluations = solution.evaluations
         return out.sin().sum()
 
 
-def trained(model, run, data):
+def trained(model, run, data, gathered=nullcontext):
     """Value, counts, and the gradients of so many processes' mean."""
     loss = run(data)
     loss.backward()
+    implicit = isinstance(model.picard.gradient, Implicit)
+    assert (model.solution.backward is not None) == implicit
     grads = {}
-    for name, p in model.named_parameters():
-        whole = p.grad
-        if hasattr(whole, "full_tensor"):
-            whole = whole.full_tensor()
-        grads[name.removeprefix("module.")] = whole.numpy()
+    with gathered():
+        for name, p in model.named_parameters():
+            whole = p.grad
+            if hasattr(whole, "full_tensor"):
+                whole = whole.full_tensor()
+            name = name.replace("_fsdp_wrapped_module.", "")
+            grads[name] = whole.clone().numpy()
     return loss.item(), model.counts, model.evaluations, grads
 
 
@@ -105,6 +112,38 @@ def inside_by_fsdp(rank, world, conv, gradient, options):
     return trained(model, run, Batch.from_data_list(graphs(rank)))
 
 
+def fsdp1(module):
+    return FullyShardedDataParallel(
+        module, device_id=torch.device("cpu"), use_orig_params=True
+    )
+
+
+def by_fsdp1(model, data):
+    whole = fsdp1(model)
+
+    def gathered():
+        return whole.summon_full_params(whole, with_grads=True)
+
+    def run(data):
+        with agreed_stopping():
+            return whole(data)
+
+    return trained(model, run, data, gathered)
+
+
+def whole_by_fsdp1(rank, world, conv, gradient, options):
+    """Which rebuilds the Solution that it returns."""
+    model = Model(conv, gradient, **options)
+    model.picard = fsdp1(model.picard)
+    return by_fsdp1(model, Batch.from_data_list(graphs(rank)))
+
+
+def inside_by_fsdp1(rank, world, conv, gradient, options):
+    model = Model(conv, gradient, **options)
+    model.picard.conv = fsdp1(model.picard.conv)
+    return by_fsdp1(model, Batch.from_data_list(graphs(rank)))
+
+
 def same_as_in_one(processes, way, conv, gradient, options=None):
     options = options or {}
     found = processes(2, way, conv, gradient, options, seconds=30)
@@ -135,16 +174,54 @@ def test_a_sharded_conv_within_p(processes, gradient):
     assert few == many
 
 
+@pytest.mark.parametrize("gradient", ["unrolled", "implicit"])
+def test_fsdp1_around_all(processes, gradient):
+    few, many = same_as_in_one(processes, whole_by_fsdp1, "GCN", gradient)
+    assert few == many
+
+
+@pytest.mark.parametrize("gradient", ["unrolled", "implicit"])
+def test_fsdp1_within_p_and_around_it(processes, gradient):
+    few, many = same_as_in_one(processes, inside_by_fsdp1, "SAGE", gradient)
+    assert few == many
+
+
+def refused(rank, world, frozen, use_orig_params):
+    model = Model("GCN", "implicit")
+    model.picard.conv.requires_grad_(not frozen)
+    model.picard.conv = FullyShardedDataParallel(
+        model.picard.conv, device_id=torch.device("cpu"),
+        use_orig_params=use_orig_params,
+    )  # fmt: skip
+    with agreed_stopping(), pytest.raises(NotImplementedError) as info:
+        model(Batch.from_data_list(graphs(rank)))
+    return str(info.value)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("use_orig_params", [False, True])
+def test_fsdp1_within_p_alone(processes, world, frozen, use_orig_params):
+    for said in processes(world, refused, frozen, use_orig_params):
+        assert "FSDP1" in said
+        assert "fully_shard" in said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("conv", CONVS)
-@pytest.mark.parametrize("way", [by_ddp, whole_by_fsdp, inside_by_fsdp])
+@pytest.mark.parametrize(
+    "way",
+    [by_ddp, whole_by_fsdp, inside_by_fsdp, whole_by_fsdp1, inside_by_fsdp1],
+)
 def test_every_conv_and_gradient(processes, way, conv, gradient):
     few, many = same_as_in_one(processes, way, conv, gradient)
-    assert few == many if way is inside_by_fsdp else few < many
+    alone = way in (by_ddp, whole_by_fsdp)  # without agreed_stopping
+    assert few < many if alone else few == many
 
 
 @pytest.mark.slow
-def test_anderson_under_fsdp(processes):
+@pytest.mark.parametrize("way", [whole_by_fsdp, whole_by_fsdp1])
+def test_anderson_under_fsdp(processes, way):
     options = {"method": Anderson()}
-    same_as_in_one(processes, whole_by_fsdp, "GCN", "implicit", options)
+    same_as_in_one(processes, way, "GCN", "implicit", options)

@@ -100,6 +100,32 @@ def test_a_shallow_copy_shares_the_graph():
     assert copy.copy(s).value is s.value
 
 
+def test_a_shallow_copy_hears_of_the_backward_solve():
+    w = torch.ones(3, requires_grad=True)
+    s = fixed_point(
+        lambda x: 0.5 * torch.cos(w * x), torch.zeros(3), gradient=Implicit()
+    )
+    t, known = copy.copy(s), copy.deepcopy(s)
+    s.value.sum().backward()
+    assert t.backward is s.backward
+    assert t.backward.converged.all()
+    assert known.backward is None
+
+
+def test_a_solution_can_be_rebuilt(method):
+    """As FSDP does with what a module returns."""
+    utils = pytest.importorskip("torch.distributed.utils")
+    s = fixed_point(
+        lambda x: 0.5 * torch.cos(x), torch.zeros(3), method=method
+    )
+    seen = []
+    t = utils._apply_to_tensors(lambda leaf: seen.append(leaf) or leaf, s)
+    assert any(leaf is s.value for leaf in seen)
+    assert t.describe() == s.describe()
+    again = fixed_point(lambda x: 0.5 * torch.cos(x), t, method=method)
+    assert again.converged.all()
+
+
 def test_an_error_goes_from_process_to_process():
     w = torch.ones(3, requires_grad=True)
     with pytest.raises(ConvergenceError) as caught:

@@ -27,6 +27,8 @@ class Closure(TorchFunctionMode):
         self.point = {id(t) for t in point}
         self.found: dict[int, Tensor] = {}
         self.opaque = False
+        #: that the evaluation put on tensors, to be called in backward
+        self.hooks: list[Any] = []
         #: what gradients are rounded to on their way through the evaluation
         self.dtypes: set[torch.dtype] = set()
         marker = point[0].view_as(point[0])
@@ -38,6 +40,8 @@ class Closure(TorchFunctionMode):
         for t in pytree.tree_leaves((args, kwargs)):
             if isinstance(t, Tensor) and t.requires_grad:
                 self._see(t)
+        if func is Tensor.register_hook:
+            self.hooks.append(args[1] if len(args) > 1 else kwargs["hook"])
         return func(*args, **kwargs)
 
     def _see(self, t: Tensor) -> None:

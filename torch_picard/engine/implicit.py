@@ -13,6 +13,7 @@ equation and is attached in the same way, so every order works.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -76,6 +77,7 @@ def attach(
         if captured is None:
             with Closure(state.point) as closure:
                 z = evaluate(state.point)
+            _refuse_outermost_fsdp1(closure.hooks)
             state.captured = closure.tensors(z)
             state.opaque = closure.opaque
             dtypes = closure.dtypes.union(space.dtypes)
@@ -219,6 +221,27 @@ class _Pass(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g: Tensor):
         return None, g if ctx.gate.open else None
+
+
+def _refuse_outermost_fsdp1(hooks: list[Any]) -> None:
+    """When a backward pass reaches it, the outermost FullyShardedDataParallel
+    asks for a call at the end of that pass, to free the weights. Within P,
+    that pass is the first of many products with P'(x*)^T, and the next one
+    finds the weights gone."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    kind = getattr(fsdp, "FullyShardedDataParallel", None)
+    if kind is None:
+        return
+    parts = (part for hook in hooks for part in getattr(hook, "args", ()))
+    if any(isinstance(part, kind) and part.check_is_root() for part in parts):
+        raise NotImplementedError(
+            "the operator has a FullyShardedDataParallel module (FSDP1) in "
+            "it, none is around it, and after the first product of "
+            "Implicit()'s backward solve that one frees its weights. Use "
+            "torch.distributed.fsdp.fully_shard (FSDP2), or wrap the whole "
+            "PicardConv or model in FullyShardedDataParallel, too or "
+            "instead, or use gradient=Unrolled(), Phantom() or OneStep()"
+        )
 
 
 def _local(state: Backward, out: Leaves) -> tuple[Leaves, Leaves]:

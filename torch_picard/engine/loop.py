@@ -161,7 +161,7 @@ def _completed(
 ) -> Solution:
     solution.evaluations = evaluate.count
     solution.info = info
-    solution.method_state = (type(method), tree_map(torch.detach, carry))
+    solution.method_state = (method.kind, tree_map(torch.detach, carry))
     return solution
 
 

@@ -31,6 +31,14 @@ class Ending:
     moved: Tensor | None = None
 
 
+class Later:
+    """What ``backward()`` finds out about a solve. The copies of a
+    :class:`Solution` share it: FSDP returns one in place of each dataclass
+    that a module returns, which is why this is none."""
+
+    backward: Solution | None = None
+
+
 @dataclass(repr=False, eq=False)
 class Solution:
     """Result of :func:`fixed_point`. S segments, K recorded evaluations.
@@ -75,7 +83,7 @@ class Solution:
     info: dict[str, Tensor] = field(default_factory=dict)
     method_state: Any = None
     rounds: int | None = None
-    backward: Solution | None = None
+    later: Later | None = None
     #: what was solved
     title: str = field(default="fixed_point", repr=False)
 
@@ -99,6 +107,11 @@ class Solution:
         if ending.moved is not None:
             bound[ending.moved] = torch.inf
         return bound
+
+    @property
+    def backward(self) -> Solution | None:
+        """See the attributes."""
+        return None if self.later is None else self.later.backward
 
     def _known_ending(self) -> Ending:
         if self.ending is None:

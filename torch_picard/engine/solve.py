@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,7 +22,7 @@ from .methods.base import check_count
 from .monitor import FixedCount, Monitor
 from .operator import Evaluator, refuse_transforms
 from .point import Point
-from .solution import Solution
+from .solution import Later, Solution
 from .space import Leaves, Space, detach, tree_map
 from .status import Status
 
@@ -252,17 +251,16 @@ def _differentiable(
     if not evaluate.compiling:
         refuse_transforms(value)  # they have derivatives of their own
     if isinstance(gradient, Implicit):
-        # weak: the graph of the value must not keep the value alive
-        owner = weakref.ref(solution)
+        # not of the solution: the graph of the value must not keep the
+        # value alive
+        later = solution.later = Later()
 
         def report(backward: Solution) -> None:
             backward.title = (
                 f"Backward solve of {gradient}, of which the options are to "
                 "be changed"
             )
-            forward = owner()
-            if forward is not None:
-                forward.backward = backward
+            later.backward = backward
             backward.report(on_failure, stacklevel=3)
 
         return attach(evaluate, evaluate.space, value, start, gradient, report)
@@ -300,7 +298,7 @@ def _carry(method: Method, space: Space, warm: Solution | None) -> Any:
     if warm is None or warm.method_state is None:
         return carry
     kind, old = warm.method_state
-    if kind is not type(method) or old is None:
+    if kind != method.kind or old is None:
         return carry
     if warm.status.numel() != space.size:
         raise ValueError(

@@ -38,6 +38,12 @@ class Method:
         of the evaluation is looked at; a kernel may then do it at once."""
         return None
 
+    @property
+    def kind(self) -> str:
+        """Its class, by name: a Solution that held a dataclass itself could
+        not be rebuilt, as FSDP does with what a module returns."""
+        return f"{type(self).__module__}.{type(self).__qualname__}"
+
     def init(self, space: Space) -> Any:
         """The carry before the first step."""
         return None
