@@ -105,7 +105,7 @@ class Results:
     def tables(self, peers: Sequence[str]) -> dict[str, Lines]:
         found = {self.title: [HEAD, *(row.cells() for row in self.all())]}
         if self.memory:
-            head = ["MB above what was there before", *peers]
+            head = ["MiB above what was there before", *peers]
             lines = [
                 [task, *(line.get(peer, "-") for peer in peers)]
                 for task, line in self.memory.items()

@@ -125,7 +125,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     table = [
         ["text", "batch", "", "calls per token", "ms per token", "of generate",
-         "peak MB"]
+         "peak MiB"]
     ]  # fmt: skip
     for case in CASES:
         for batch in (1, 8):

@@ -121,7 +121,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     table = [
         ["samples", "", "rounds", "seconds", "outside the denoiser",
-         "of it per round, ms", "peak MB"]
+         "of it per round, ms", "peak MiB"]
     ]  # fmt: skip
     for case in CASES:
         table += rows(case, args.device, args.repeats)

@@ -138,7 +138,7 @@ def measured(
     return [
         name, str(world), f"{most('rows'):,}", f"{most('edges'):,}",
         f"{most('halo'):,}", f"{most('halo') / most('rows'):.3f}",
-        f"{most('bytes') / 2**20:.2f}", f"{most('ms'):.0f}",
+        f"{most('bytes') / 1e6:.2f}", f"{most('ms'):.0f}",
         f"{100 * most('share'):.0f}%",
     ]  # fmt: skip
 

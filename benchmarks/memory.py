@@ -94,7 +94,7 @@ def picture(memory: dict, spent: dict, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
-    for ax, found, label in zip(axes, (memory, spent), ("MB", "ms")):
+    for ax, found, label in zip(axes, (memory, spent), ("MiB", "ms")):
         for mode in MODES:
             ax.plot(COUNTS, [found[mode, c] for c in COUNTS], "o-", label=mode)
         ax.set_xscale("log", base=2)
@@ -120,7 +120,7 @@ def main() -> None:
     memory, spent = measured(args.repeats)
     where = f"torch {torch.__version__}, {args.threads} thread(s)"
     tables = {
-        f"Peak memory in MB, {where}": table(memory, 1),
+        f"Peak memory in MiB, {where}": table(memory, 1),
         f"Milliseconds, medians, {where}": table(spent, 0),
     }
     for title, rows in tables.items():

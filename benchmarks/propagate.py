@@ -415,7 +415,7 @@ PEAKS = ("ours", "PyG, edge_index", "PyG, CSR", "torchdeq, CSR")
 
 
 def peak(name: str, backward: bool) -> None:
-    """Prints how many MB above what this process had the run needs."""
+    """Prints how many MiB above what this process had the run needs."""
     setup = Convs(LARGE, CHANNELS)
     x = setup.x.clone().requires_grad_(backward)
     run = setup.runs(x)[name]
@@ -431,7 +431,7 @@ def peak(name: str, backward: bool) -> None:
 
 
 def resident(name: str) -> int:
-    """KB."""
+    """KiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1])

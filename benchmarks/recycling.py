@@ -88,7 +88,7 @@ def folding(length: int, repeats: int) -> list[list[str]]:
     passes = {first: RECYCLES + 1}
     passes |= {free: solutions[0.0].evaluations}
     passes |= {early: solutions[0.5].evaluations}
-    rows = [["", "passes", "ms", "of the first", "peak MB"]]
+    rows = [["", "passes", "ms", "of the first", "peak MiB"]]
     for name in runs:
         rows.append(
             [name, str(passes[name]), f"{spent[name]:.0f}",

@@ -159,7 +159,7 @@ def line(runs: list[Measured]) -> list[str]:
 
 
 def peak_memory(run: Callable[[], object], device: torch.device) -> float:
-    """MB above what was there before."""
+    """MiB above what was there before."""
     if device.type != "cuda":
         return peak(run)
     torch.cuda.reset_peak_memory_stats()
@@ -222,7 +222,7 @@ def rows(net, case: Case, count: int, device: str, seeds: int) -> Table:
 
 HEAD = [
     "chain", "sampler", "window", "rounds", "evaluations a sample",
-    "largest difference", "seconds", "peak MB",
+    "largest difference", "seconds", "peak MiB",
 ]  # fmt: skip
 
 
