@@ -79,6 +79,63 @@ def test_growth_that_leads_somewhere_converges_as_rtol_says(rate, rtol):
     assert s.iterations.item() == expected
 
 
+@given(
+    size=st.floats(0.001, 0.5),
+    wavelength=st.floats(0.5, 10.0),
+    phase=st.floats(0.0, 6.3),
+    rtol=st.sampled_from([1e-2, 1e-3]),
+)
+def test_a_drift_with_ripples_never_converges(
+    method, size, wavelength, phase, rtol
+):
+    """x + 1 + a sin(x/w), a <= 1/2, whose residual falls and rises again.
+    (One that only falls for all the way to |P(x)| = r/rtol is no other than
+    a slow convergence, to all that can be seen.)"""
+    s = fixed_point(
+        lambda x: x + 1 + size * torch.sin(x / wavelength + phase),
+        zeros(1),
+        method=method,
+        rtol=rtol,
+        max_iter=500,
+        on_failure="ignore",
+    )
+    assert not s.converged.any()
+
+
+@given(length=st.integers(2, 80), size=st.floats(1e-3, 1e3))
+def test_a_pulse_along_a_chain_is_no_stall(length, size):
+    """It is never farther from where it was, nor nearer, until it leaves."""
+    start = size * torch.eye(length, dtype=torch.float64)[0]
+    s = fixed_point(
+        lambda x: torch.cat([zeros(1), x[:-1]]),
+        start,
+        method=Picard(0.0),
+        max_iter=100,
+    )
+    assert s.iterations.item() == length and (s.value == 0).all()
+
+
+@given(seed=st.integers(0, 1000), slow=st.floats(0.9, 1.0))
+def test_what_stalls_does_not_depend_on_its_mates(seed, slow):
+    """The logistic map, beside one that descends slowly, or drifts."""
+
+    def logistic(x):
+        return 3.9 * x * (1 - x)
+
+    rng = torch.Generator().manual_seed(seed)
+    x0 = torch.rand(1, 1, generator=rng, dtype=torch.float64)
+    options = {**QUIET, "segments": "leading", "rtol": 1e-8}
+    alone = fixed_point(logistic, x0, method=Picard(0.0), **options)
+    both = fixed_point(
+        lambda x: torch.cat([logistic(x[:1]), slow * x[1:] + 1]),
+        torch.cat([x0, zeros(1)[None]]),
+        method=Picard(0.0),
+        **options,
+    )
+    assert both.status[0] == alone.status and both.value[0] == alone.value
+    assert both.iterations[0] == alone.iterations
+
+
 def test_a_slow_descent_in_float32_is_no_jitter():
     """In steps of rounding, as the loop written by hand goes."""
     k, x = 0, torch.zeros(2)

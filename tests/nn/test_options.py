@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch_geometric import nn as pyg
 from torch_geometric.nn import (
     ChebConv,
     GATConv,
@@ -358,3 +359,33 @@ def test_bad_option_of_a_model(options, error, message):
     widths = {"in_channels": 4, "hidden_channels": 8, "out_channels": 3}
     with pytest.raises(error, match=message):
         PIGN(**{**widths, **options})
+
+
+def broken(x):
+    return x @ torch.zeros(3, 3)
+
+
+@pytest.mark.parametrize(
+    "make, given",
+    [
+        (lambda: pyg.EdgeConv(torch.nn.Linear(8, 4)), 0),
+        (lambda: pyg.GINConv(torch.nn.Linear(4, 4)), 0),
+        (lambda: pyg.GINEConv(torch.nn.Linear(4, 4), edge_dim=2), 1),
+        (lambda: pyg.CGConv(4, dim=2), 1),
+    ],
+)
+def test_x_is_not_blamed_for_the_faults_of_others(make, given):
+    x, edge_index = torch.randn(5, 4), torch.tensor([[0, 1, 2], [1, 2, 3]])
+    attr = [torch.randn(3, 2)] * given
+    block = PicardConv(make(), inject=True)
+    assert block(x, edge_index, *attr).shape == x.shape
+    with pytest.raises(ValueError, match="edge_index must hold node indices"):
+        block(x, edge_index + 5, *attr)
+    if given:
+        with pytest.raises(ValueError, match="edge_attr must have one entry"):
+            block(x, edge_index, attr[0][:2])
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            block(x, edge_index, torch.randn(3, 3))
+    block = PicardConv(make(), inject=True, activation=broken)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        block(x, edge_index, *attr)

@@ -126,8 +126,13 @@ class Monitor:
         self.some_ended = self.done = False
         self._best = np.full(size, np.inf)
         self._best_x: Leaves = space.start
+        self._best_at = np.zeros(size, dtype=np.int64)
         self._bests: list[np.ndarray] = []  # as of every CHECK-th evaluation
         self._largest = np.zeros(size)
+        #: sum of all residuals: the length of the plain steps
+        self._path = np.zeros(size)
+        #: whether no residual was above an earlier one
+        self._descends = np.ones(size, dtype=bool)
         self._scale = np.full(size, np.nan)
         self._unknown = np.full(size, np.inf)
         self._norm = self._unknown
@@ -139,7 +144,6 @@ class Monitor:
         # Who is watched for a stall: since when, from where, how far it got.
         self._since, self._far = np.full(size, -1), np.zeros(size)
         self._from: Leaves = space.start
-        self._blind: list[tuple[int, np.ndarray]] = []
         self._to_best: np.ndarray | None = None
         self._to_image: np.ndarray | None = None
         self._mask: Tensor | None = None
@@ -174,10 +178,12 @@ class Monitor:
         self.history.append(r)
         self.count += 1
         self.residual = r
+        self._path = self._path + r
         here.target = self.atol + self._relative(norm)
         # Everywhere a new best and not there yet: nothing else to look for.
         if not checked and self._ordinary(r, norm):
             self._best, self._best_x = r, self._kept(here)
+            self._best_at = np.full(r.size, self.count - 1)
         else:
             self._judge(here, previous, r, norm)
 
@@ -223,9 +229,8 @@ class Monitor:
         )
         self._largest = np.fmax(self._largest, np.where(finite, r, 0.0))
         blind = finite & self._beyond_rounding(norm)
-        if blind.any() or not finite.all():
-            # a residual of 0 beside an overflowed P(x) says nothing, either
-            self._blind.append((k, blind | ~finite))
+        with np.errstate(invalid="ignore"):
+            self._descends &= r <= self._best + 4 * self._eps * norm
         self._keep_best(
             self._kept(here), active & finite & ~blind & (r < self._best)
         )
@@ -326,20 +331,17 @@ class Monitor:
             mask = self._tensor(improved)
             self._best_x = self.space.where(mask, x, self._best_x)
         self._best = np.where(improved, self.residual, self._best)
+        self._best_at = np.where(
+            improved, len(self.history) - 1, self._best_at
+        )
 
     def _return_best(self, mask: np.ndarray) -> None:
         """These return their best iterate, so report that one."""
         if not mask.any():
             return
-        table = np.stack(self.history)
-        for k, blind in self._blind:
-            table[k, blind] = np.inf
-        at = np.argmin(np.where(np.isfinite(table), table, np.inf), axis=0)
-        best = table[at, np.arange(table.shape[1])]
-        if self.images:
-            at = at + np.isfinite(best)
+        at = self._best_at + (self.images & np.isfinite(self._best))
         self.iterations = np.where(mask, at, self.iterations)
-        self.residual = np.where(mask, best, self.residual)
+        self.residual = np.where(mask, self._best, self.residual)
         self._to_best = mask
 
     def _measure(
@@ -373,19 +375,20 @@ class Monitor:
         drifts, its residual never falls, and r/|P(x)| goes to 0. So unless
         the residual passes on the scale of the start, it must have fallen:
         by the square root of the growth; or, where plain steps make up the
-        way, in the latter half of the evaluations, by more than rounding
-        can make it."""
+        way, without a rise, not ever faster, and by more than rounding can
+        make it."""
         earned = r <= self.atol + self._relative(self._scale)
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.minimum(0.5, np.sqrt(self._scale / norm))
-        earned |= r <= share * self._largest
-        if not earned.all():
-            table = np.stack(self.history)
-            table[~np.isfinite(table)] = 0.0
-            k = len(table) - 1
-            before = table[min(k // 2, k - 1) : k].max(axis=0)
-            fallen = r + 0.5 * self._eps * norm <= 0.99 * before
-            earned |= fallen & (norm <= 2 * self._scale + table.sum(axis=0))
+            earned |= r <= share * self._largest
+            noise = self._eps * norm
+            k = len(self.history) - 1
+            first, half = self.history[0], self.history[k // 2]
+            last = self.history[k // 2 * 2]
+            fallen = self._descends & (r + 0.5 * noise <= 0.99 * half)
+            # as r <= c*rate^k does, and a drift that begins to slow does not
+            fallen &= half / first <= (1.001 * last + 8 * noise) / half
+            earned |= fallen & (norm <= 2 * self._scale + self._path)
         return earned
 
     def _still_rising(self) -> np.ndarray:
@@ -405,11 +408,12 @@ class Monitor:
             return np.zeros_like(self.ended)
         tail = np.stack(self.history[-window - 1 :])
         with np.errstate(invalid="ignore", divide="ignore"):
-            stalled = self._gets_nowhere(here, self._periodic(tail))
+            constant = self._periodic(tail) & ~falling
+            stalled = self._gets_nowhere(here, constant)
             if len(self.history) > JITTER_WINDOW:
                 window = max(JITTER_WINDOW, len(self.history) // 4)
                 tail = np.stack(self.history[-min(window, LONG_JITTER) :])
-                stalled |= self._jitters(tail)
+                stalled |= self._jitters(tail) & ~falling
         return stalled
 
     def _periodic(self, tail: np.ndarray) -> np.ndarray:
@@ -423,8 +427,8 @@ class Monitor:
         return found
 
     def _gets_nowhere(self, here: Point, constant: np.ndarray) -> np.ndarray:
-        """Of those whose residual stays as it is: x goes round (it comes no
-        farther from where it was, or no farther than rounding), or straight
+        """Of those whose residual stays as it is: x goes round (it comes
+        nearer to where it was, or no farther than rounding), or straight
         on (P(x) - x points where x came). A wave that travels along a chain,
         with a constant residual until it arrives, does neither."""
         constant = constant & ~self.ended
@@ -433,7 +437,9 @@ class Monitor:
         k = len(self.history) - 1
         if watched.any():
             far, cosine = map(to_host, here.away(self._from))
-            around = far <= (1 + 1e-6) * self._far
+            around = (far < 0.999 * self._far) | (
+                far <= self._eps * self._norm
+            )
             straight = cosine > 0.9999
             # and not in steps of rounding, slowly down
             straight &= ~(self.residual < 0.99 * self.history[k // 2])
@@ -444,7 +450,7 @@ class Monitor:
         if fresh.any():
             mask = self._tensor(fresh)
             self._from = self.space.where(mask, here.x, self._from)
-            self._far = np.where(fresh, self._eps * self._norm, self._far)
+            self._far = np.where(fresh, 0.0, self._far)
         self._since = np.where(fresh, k, np.where(watched, self._since, -1))
         return found
 

@@ -44,8 +44,10 @@ def picard_inference(
     chunks whose tensors stay within the budget and reads the rows of their
     neighbours. All nodes see the previous iterate and residuals are summed
     over the chunks, so values and number of iterations are those of the
-    solve in memory. With a ``folder``, who was interrupted (or killed) goes
-    on at the chunk where it stopped.
+    solve in memory; only a cycle or a drift with a constant residual is
+    iterated to the end, as nobody sees whether it gets anywhere. With a
+    ``folder``, who was interrupted (or killed) goes on at the chunk where it
+    stopped.
 
     Args:
         model: a :class:`PIGN` or :class:`PicardConv` in eval mode, iterated
@@ -90,7 +92,10 @@ def picard_inference(
         found = None
         if block is model:  # an encoder says it by itself
             batch = getattr(data, "batch", None)
-            found = fault(error, block.conv, x, edge_index, (), extra, batch)
+            found = fault(
+                error.__cause__ or error, block.conv, x, edge_index, (),
+                extra, batch,
+            )  # fmt: skip
         if found is None:
             raise
         raise ValueError(f"data: {found}") from error
@@ -325,7 +330,14 @@ def _footprint(model, block, data, state, budget: int) -> Footprint:
         )
         chunks.starts = [0, nodes]
         run = _Run(model, block, few, state, chunks, _Scratch(), False)
-        return peak(lambda: run.once(slice(0, nodes)))
+        try:
+            return peak(lambda: run.once(slice(0, nodes)))
+        except Exception as error:
+            raise ValueError(
+                f"conv {type(block.conv).__name__} cannot be computed in "
+                "chunks, where some nodes have no incoming edges: it fails "
+                f"for such ones ({error})"
+            ) from error
 
     return footprint(took, budget)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import is_sparse
 
 from .sharded import Sharded
@@ -20,7 +21,7 @@ _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def fault(
-    error: Exception,
+    error: BaseException,
     conv: Any,
     x: Any,
     edge_index: Any,
@@ -39,7 +40,7 @@ def fault(
         return None
 
 
-def unfit(module: Any, x: Any) -> Iterator[str]:
+def unfit(module: Any, x: Any, error: BaseException) -> Iterator[str]:
     """Why the first layer with a width, or the weights, cannot take x."""
     if not isinstance(x, Tensor):
         yield f"x must be one Tensor [N, F], got {type(x).__name__}"
@@ -48,7 +49,13 @@ def unfit(module: Any, x: Any) -> Iterator[str]:
             "x must be node features of shape [N, F], got shape "
             f"{list(x.shape)}; one feature a node is x.unsqueeze(-1)"
         )
-    width = next(filter(None, map(_width, module.modules())), None)
+    convs = (m for m in module.modules() if isinstance(m, MessagePassing))
+    width = _inside(module) or next(filter(None, map(_width, convs)), None)
+    if width is None:
+        # of a linear map that met x itself, not something made of it
+        met = f"({x.size(0)}x{x.size(-1)} and "
+        maps = filter(None, map(_inside, module.modules()))
+        width = next((w for w in maps if f"{met}{w}x" in str(error)), None)
     if width is not None and x.size(-1) != width:
         yield (
             f"x must have {width} features a node, as {type(module).__name__} "
@@ -117,12 +124,15 @@ def _faults(error, conv, x, edge_index, args, kwargs, batch) -> Iterator[str]:
                 yield from _batch(f"batch[{name!r}]", batch[name], t)
         return
     yield from _state("x", x)
-    if not isinstance(error, (ValueError, TypeError)):  # which say more
-        yield from unfit(conv, x)
     if batch is not None:
         yield from _batch("batch", batch, x)
-    if isinstance(edge_index, (Sharded, dict)):
-        return
+    if not isinstance(edge_index, (Sharded, dict)):
+        yield from _given(conv, x, edge_index, args, kwargs)
+    if not isinstance(error, (ValueError, TypeError)):  # which say more
+        yield from unfit(conv, x, error)
+
+
+def _given(conv, x, edge_index, args, kwargs) -> Iterator[str]:
     call = inspect.signature(conv.forward).bind(x, edge_index, *args, **kwargs)
     if {"edge_index", "args"} & set(call.arguments):  # it may not be edges
         yield from _edges(edge_index, x)
@@ -145,12 +155,13 @@ def _state(name: str, x: Tensor) -> Iterator[str]:
 
 
 def _width(module: Any) -> int | None:
-    for name in ("in_channels", "in_features"):
-        width = getattr(module, name, None)
-        width = width[0] if isinstance(width, (tuple, list)) else width
-        if isinstance(width, int) and width > 0:
-            return width
-    return None
+    width = getattr(module, "in_channels", None)
+    width = width[0] if isinstance(width, (tuple, list)) else width
+    return width if isinstance(width, int) and width > 0 else None
+
+
+def _inside(module: Any) -> int | None:
+    return getattr(module, "in_features", None)
 
 
 def _edges(edges: Any, x: Tensor) -> Iterator[str]:

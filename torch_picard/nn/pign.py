@@ -277,12 +277,12 @@ def _applied(encoder: Module, x: Tensor) -> Tensor:
     try:
         out = encoder(x)
     except Exception as error:
-        found = next(unfit(encoder, x), None)
+        found = next(unfit(encoder, x, error), None)
         if found is None:
             raise
         raise ValueError(found) from error
     if out.dim() < 2:
-        raise ValueError(next(unfit(encoder, x)))
+        raise ValueError(next(unfit(encoder, x, ValueError())))
     return out
 
 
