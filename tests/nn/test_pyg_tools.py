@@ -285,6 +285,15 @@ def test_hops_count_iterations():
     assert ExplainerAlgorithm._num_hops(deep) == 6
 
 
+@pytest.mark.parametrize("model", [3, None, [pyg.GCNConv(4, 4)]])
+def test_hops_of_what_is_no_module(model):
+    got = type(model).__name__
+    with pytest.raises(
+        TypeError, match=rf"model must be a torch\.nn\.Module, got {got}"
+    ):
+        num_hops(model)
+
+
 def test_hops_of_hypergraphs_reach_what_the_output_depends_on():
     """Nodes on a string of hyperedges, two in each."""
     torch.manual_seed(0)

@@ -37,10 +37,17 @@ def num_hops(model: torch.nn.Module) -> int:
     Args:
         model: any module; 0 for one without message passing.
 
+    Raises:
+        TypeError: ``model`` is no module.
+
     PyG's explainers ask for it too, for models that hold a PicardConv:
     their own count, of message passing modules, sees one hop there, and
     masks everything beyond.
     """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(
+            f"model must be a torch.nn.Module, got {type(model).__name__}"
+        )
     if isinstance(model, PicardConv):
         return model.max_iter * num_hops(model.conv)
     if isinstance(model, AntiSymmetricConv):
