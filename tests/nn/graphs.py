@@ -189,11 +189,23 @@ class Numbered(torch.nn.Module):
         return x + torch.arange(x.size(0), dtype=x.dtype)[:, None]
 
 
+class OneEach(torch.nn.Module):
+    """With a parameter for each of 60 nodes."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = torch.nn.Parameter(torch.ones(60, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.own
+
+
 #: what does not map each row by itself, and what is said of it
 ACROSS = [
     ({"activation": PairNorm()}, "activation holds PairNorm"),
     ({"activation": centred}, "activation must map each row by itself"),
     ({"activation": torch.nn.Softmax(0)}, "activation must map each row"),
     ({"inject": Numbered()}, "inject must map each row by itself"),
+    ({"inject": OneEach()}, "inject must map each row by itself"),
     ({"inject": InstanceNorm(4)}, "inject holds InstanceNorm"),
 ]

@@ -197,8 +197,14 @@ def check_rows(name: str, function: Any, like: Tensor, where: str) -> None:
     rows = _drawn(4 * _PIECE, like, torch.Generator().manual_seed(0))
     kind = getattr(function, "__name__", type(function).__name__)
     with _evaluated(function):
-        whole, again = function(rows), function(rows)
-        parts = [function(part) for part in rows.split(_PIECE + 1)]
+        try:
+            whole, again = function(rows), function(rows)
+            parts = [function(part) for part in rows.split(_PIECE + 1)]
+        except Exception as error:
+            raise ValueError(
+                f"{name} must map each row by itself {where}, but {kind} "
+                f"fails for {len(rows)} rows or for {_PIECE + 1}: {error}"
+            ) from error
     if _same(again, whole) and not _same(torch.cat(parts), whole):
         raise ValueError(
             f"{name} must map each row by itself {where}, but {kind} looks "
