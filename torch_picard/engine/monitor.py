@@ -126,7 +126,7 @@ class Monitor:
         self.some_ended = self.done = False
         self._best = np.full(size, np.inf)
         self._best_x: Leaves = space.start
-        self._best_at = np.zeros(size, dtype=np.int64)
+        self._best_at: np.ndarray | int = 0
         self._bests: list[np.ndarray] = []  # as of every CHECK-th evaluation
         self._largest = np.zeros(size)
         #: sum of all residuals: the length of the plain steps
@@ -183,7 +183,7 @@ class Monitor:
         # Everywhere a new best and not there yet: nothing else to look for.
         if not checked and self._ordinary(r, norm):
             self._best, self._best_x = r, self._kept(here)
-            self._best_at = np.full(r.size, self.count - 1)
+            self._best_at = self.count - 1
         else:
             self._judge(here, previous, r, norm)
 
