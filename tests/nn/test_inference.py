@@ -595,6 +595,13 @@ def test_features_that_do_not_fit_are_named(budget):
             picard_inference(block, data, memory_budget=budget, progress=False)
 
 
+def test_a_conv_that_needs_incoming_edges_is_named():
+    """The median of no messages is an error in PyG."""
+    block = picard(lambda: pyg.SAGEConv(WIDTH, WIDTH, aggr="median"))
+    with pytest.raises(ValueError, match="without incoming edges"):
+        picard_inference(block, graph(), memory_budget=40_000, progress=False)
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"identity": 3'])
 def test_a_damaged_record_is_named(content, tmp_path):
     (tmp_path / "progress.json").write_text(content)

@@ -334,9 +334,9 @@ def _footprint(model, block, data, state, budget: int) -> Footprint:
             return peak(lambda: run.once(slice(0, nodes)))
         except Exception as error:
             raise ValueError(
-                f"conv {type(block.conv).__name__} cannot be computed in "
-                "chunks, where some nodes have no incoming edges: it fails "
-                f"for such ones ({error})"
+                "model failed where memory_budget has it measured, with conv "
+                f"{type(block.conv).__name__} on a few nodes, most of them "
+                f"without incoming edges: {error}"
             ) from error
 
     return footprint(took, budget)
