@@ -48,6 +48,8 @@ def no_warnings():
     """Any warning is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # of torch's own, when forward mode is first used in a process
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
         yield
 
 

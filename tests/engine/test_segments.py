@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torch_picard import Implicit, Picard, Status, fixed_point
+from torch_picard.engine.point import Point, Smoothed
 from torch_picard.problems.graph import gcn_matrix, random_graph
 
 
@@ -199,6 +200,32 @@ def test_an_empty_segment_is_converged(method):
     assert s.residual[[1, 3]].tolist() == [0, 0]
     assert s.iterations[[1, 3]].tolist() == [0, 0]
     assert s.residual_history[:, [1, 3]].eq(0).all()
+
+
+@pytest.mark.parametrize("kind", [Smoothed, Point])
+def test_a_segment_that_has_ended_needs_no_more_care(kind, monkeypatch):
+    """Its residual may be 0 from then on, or is not looked at: not a reason
+    to measure that of the others twice."""
+    halves = torch.full((2, 3), 0.5, dtype=torch.float64)
+    alpha = 0.5 if kind is Smoothed else halves  # which no kernel takes
+    measured, own = [], kind.measured
+
+    def measure(here):
+        measured.append(here)
+        return own(here)
+
+    monkeypatch.setattr(kind, "measured", measure)
+    factors = torch.tensor([0.0, 0.9])[:, None].double()
+    s = fixed_point(
+        lambda x: factors * x + 1,
+        torch.ones(2, 3, dtype=torch.float64),
+        segments="leading",
+        method=Picard(alpha),
+        max_iter=1000,
+    )
+    assert s.converged.all()
+    assert s.iterations[0] == 0 and s.iterations[1] > 100
+    assert len(measured) <= 1  # where it ended, with a residual of 0
 
 
 def test_segments_of_different_outcome():

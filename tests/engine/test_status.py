@@ -392,6 +392,21 @@ def test_the_logarithm_leaves_its_domain(method):
         assert s.status.item() == Status.NONFINITE
 
 
+@pytest.mark.parametrize("accelerator", [Anderson(), Broyden()], ids=repr)
+def test_values_that_are_not_finite_are_counted_in_a_row(accelerator):
+    """One may be taken back, and after a finite one another."""
+    calls = 0
+
+    def operator(x):
+        nonlocal calls
+        calls += 1
+        return (0.9 * x + 1) * (math.nan if calls in (3, 5) else 1)
+
+    s = fixed_point(operator, zeros(), method=accelerator, rtol=1e-9, **QUIET)
+    assert s.converged.all()
+    torch.testing.assert_close(s.value, zeros() + 10)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("after", [0, 3])
 def test_a_value_that_is_not_finite(method, bad, after):

@@ -56,9 +56,9 @@ def iterate(
     evaluations are spent. Returns the leaves and a Solution without value.
     ``forget``: gradients go through one evaluation, not back to the x it was
     made at."""
-    space = evaluate.space
+    space, smoothing = evaluate.space, method.smoothing
     if isinstance(watch, FixedCount) and callback is None:
-        done = evaluate.steps(x, method.smoothing, max_iter)
+        done = evaluate.steps(x, smoothing, max_iter)
         if done is not None:
             x, stats = done
             watch.record(stats)
@@ -79,7 +79,7 @@ def iterate(
             x, here = detach(x), None
         # a callback is shown the residuals of all segments
         active = watch.active if callback is None else None
-        here = evaluate.point(x, method.smoothing, active)
+        here = evaluate.point(x, smoothing, active)
         watch.observe(here, previous)
         if callback is not None and not waiting:
             said = _asked(callback, watch.count - 1, x, here)
@@ -207,7 +207,7 @@ def _judged(space: Space, watch: Monitor) -> Solution:
         status=count(watch.status),
         iterations=count(watch.iterations),
         residual=real(watch.residual),
-        history=torch.stack([real(r) for r in watch.history]),
+        history=real(watch.history),
         last=count(watch.last),
         step=real(watch.step),
         slope=real(watch.slope),

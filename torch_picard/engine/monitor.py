@@ -38,6 +38,27 @@ _RANGE = {torch.float32: (1e-15, 1e18), torch.float64: (1e-150, 1e150)}
 JITTER_WINDOW, LONG_JITTER = 50, 200
 
 
+class _Rows:
+    """Arrays [S], one after another, in a table that grows: many small ones
+    between states would keep the allocator from reusing the memory of
+    those."""
+
+    def __init__(self, size: int):
+        self._table = np.empty((32, size))
+        self.count = 0
+
+    def append(self, row: np.ndarray) -> None:
+        if self.count == len(self._table):
+            more = np.empty_like(self._table)
+            self._table = np.concatenate([self._table, more])
+        self._table[self.count] = row
+        self.count += 1
+
+    @property
+    def rows(self) -> np.ndarray:
+        return self._table[: self.count]
+
+
 class FixedCount:
     """rtol = atol = 0: record residuals on the device, decide nothing."""
 
@@ -120,14 +141,13 @@ class Monitor:
         self.last = np.zeros(size, dtype=np.int64)
         self.step = np.full(size, np.inf)
         self.slope = np.full(size, np.inf)
-        self.history: list[np.ndarray] = []
-        self.count = 0
+        self._residuals = _Rows(size)
         self.ended = np.zeros(size, dtype=bool)
         self.some_ended = self.done = False
         self._best = np.full(size, np.inf)
         self._best_x: Leaves = space.start
         self._best_at: np.ndarray | int = 0
-        self._bests: list[np.ndarray] = []  # as of every CHECK-th evaluation
+        self._bests = _Rows(size)  # as of every CHECK-th evaluation
         self._largest = np.zeros(size)
         #: sum of all residuals: the length of the plain steps
         self._path = np.zeros(size)
@@ -136,7 +156,8 @@ class Monitor:
         self._scale = np.full(size, np.nan)
         self._unknown = np.full(size, np.inf)
         self._norm = self._unknown
-        self._nonfinite = np.zeros(size, dtype=np.int64)
+        self._none = np.zeros(size, dtype=np.int64)
+        self._nonfinite = self._none
         # of the state: P(x) is rounded to that
         self._eps = max(
             torch.finfo(t).eps for t in space.dtypes if t.is_floating_point
@@ -154,73 +175,99 @@ class Monitor:
             self.residual[empty] = 0.0
             self._end(empty, Status.CONVERGED)
 
+    @property
+    def count(self) -> int:
+        """Evaluations so far."""
+        return self._residuals.count
+
+    @property
+    def history(self) -> np.ndarray:
+        """Their residuals, [K, S]."""
+        return self._residuals.rows
+
     def observe(self, here: Point, previous: Point | None) -> None:
         """Judge x_k by r(x_k) and |P(x_k)|."""
-        r, norm = here.on_host()
-        if not (self._usual(r) and (norm is None or self._usual(norm))):
+        k = self.count
+        due = k % CHECK == 0
+        seen, norm = here.on_host()
+        r, exact = self._frozen(seen, self.residual), norm is not None
+        norm = self._norm_at_most(r) if norm is None else norm
+        norm = self._frozen(norm, self._norm)
+        bar = self._bar(norm)
+        ordinary = self._ordinary(r, norm, bar)
+        if not exact and (due or not ordinary):
+            norm = self._frozen(to_host(here.norm), self._norm)
+            bar = self._bar(norm)
+            ordinary = self._ordinary(r, norm, bar)
+        if not (ordinary or (self._usual(r) and self._usual(norm))):
             if self.space.distance is None:
-                r, norm = here.measured()
-            sound = np.isfinite(r)
+                seen, norm = here.measured()
+                r = self._frozen(seen, self.residual)
+                norm = self._frozen(norm, self._norm)
+                bar = self._bar(norm)
+        if not (ordinary and seen is r):
+            sound = np.isfinite(seen)
             if not sound.all():
                 here.mend(self._tensor(sound))
-        if self.some_ended:
-            r = np.where(self.ended, self.residual, r)
-            if norm is not None:
-                norm = np.where(self.ended, self._norm, norm)
-        checked = len(self.history) % CHECK == 0
-        if norm is None:
-            norm = self._norm_at_most(r)
-            if checked or not self._ordinary(r, norm):
-                norm = to_host(here.norm)
-                if self.space.distance is None and not self._usual(norm):
-                    r, norm = here.measured()
-        self._norm = norm
-        self.history.append(r)
-        self.count += 1
-        self.residual = r
+        self._residuals.append(r)
+        self.residual, self._norm, here.target = r, norm, bar
         self._path = self._path + r
-        here.target = self.atol + self._relative(norm)
-        # Everywhere a new best and not there yet: nothing else to look for.
-        if not checked and self._ordinary(r, norm):
-            self._best, self._best_x = r, self._kept(here)
-            self._best_at = self.count - 1
+        before = self.ended
+        if ordinary:
+            self._best, self._best_x, self._best_at = r, self._kept(here), k
+            self._nonfinite = self._none
         else:
-            self._judge(here, previous, r, norm)
+            self._judge(here, r, norm)
+        if due:
+            self._bests.append(self._best)
+            if k > CHECK:
+                self._end(self._stalled(here), Status.STAGNATED)
+        if self.ended is not before:
+            self._finish(self.ended & ~before, here, previous)
+
+    def _frozen(self, new: np.ndarray, old: np.ndarray) -> np.ndarray:
+        """What has ended stays as it was, whatever becomes of P there."""
+        return np.where(self.ended, old, new) if self.some_ended else new
 
     def _usual(self, norm: np.ndarray) -> bool:
         """Numbers whose squares the dtype holds without loss."""
         least, most = self._range
-        if norm.size == 1:  # as in _ordinary
-            return bool(least < norm[0] < most)
-        return bool(((norm > least) & (norm < most)).all())
+        return bool(((norm > least) & (norm < most) | self.ended).all())
 
     def _norm_at_most(self, r: np.ndarray) -> np.ndarray:
         """A bound of |P(x_k)| that costs nothing where the method's stride
         is known: P(x) = x + f changes by at most |dx| + |df|."""
-        if self.stride is None or not self.history:
+        if self.stride is None or not self.count:
             return self._unknown
         return self._norm + r + (1 + self.stride) * self.residual
 
-    def _relative(self, norm: np.ndarray) -> np.ndarray:
-        """rtol*norm, also where rtol is 0 and the norm infinite."""
-        return self.rtol * norm if self.rtol else np.zeros_like(norm)
+    def _bar(self, norm: np.ndarray) -> np.ndarray:
+        """atol + rtol*norm, also where rtol is 0 and the norm infinite."""
+        return self.atol + self.rtol * norm if self.rtol else self.atol
 
-    def _ordinary(self, r: np.ndarray, norm: np.ndarray) -> bool:
-        """Nobody can have passed, and everybody has a new best residual."""
+    def _ordinary(
+        self, r: np.ndarray, norm: np.ndarray, bar: np.ndarray
+    ) -> bool:
+        """Usual numbers, of which nobody's can have passed, and everybody's
+        is a new best residual: there is nothing else to look for."""
+        least, most = self._range
         if r.size == 1:  # plain floats: numpy would cost as much as a norm
-            bar = self.atol[0] + self._relative(norm)[0]
-            return bool(bar < r[0] < self._best[0])
-        usual = (r > self.atol + self._relative(norm)) & (r < self._best)
-        return bool((usual | self.ended).all())
+            return bool(
+                bar[0] < r[0] < self._best[0] < np.inf
+                and least < r[0] < most
+                and least < norm[0] < most
+            )
+        usual = (r > np.maximum(bar, least)) & (norm > least) & (norm < most)
+        better = (r < self._best) & (self._best < np.inf) & (r < most)
+        return bool((usual & better | self.ended).all())
 
     def _judge(
         self,
         here: Point,
-        previous: Point | None,
         r: np.ndarray,
         norm: np.ndarray,
     ) -> None:
-        active, k = ~self.ended, len(self.history) - 1
+        active = ~self.ended
         finite = np.isfinite(r) & np.isfinite(norm)
         self._scale = np.where(
             np.isnan(self._scale) & finite,
@@ -236,17 +283,12 @@ class Monitor:
         )
         # Written so that NaN passes nowhere.
         passed = finite & ~blind & (r <= here.target)
-        if k > 0 and passed.any():
+        if self.count > 1 and passed.any():
             passed &= self._earned(r, norm)
         self._nonfinite = np.where(finite, 0, self._nonfinite + 1)
         self._end(passed, Status.CONVERGED)
         self._end(self._nonfinite > self.patience, Status.NONFINITE)
         self._end(finite & (r > BLOW_UP * self._best), Status.DIVERGED)
-        if k % CHECK == 0:
-            self._bests.append(self._best)
-            if k > CHECK:
-                self._end(self._stalled(here), Status.STAGNATED)
-        self._finish(active & self.ended, here, previous)
 
     def _kept(self, here: Point) -> Leaves:
         return here.z if self.images else here.x
@@ -310,14 +352,14 @@ class Monitor:
         self._return_best(active & self.ended)
         rest = ~self.ended
         self._end(rest, Status.MAX_ITER)
-        self.iterations[rest] = len(self.history)
+        self.iterations[rest] = self.count
 
     def _end(self, mask: np.ndarray, status: Status) -> None:
         mask = mask & ~self.ended
         if not mask.any():
             return
         self.status[mask] = status
-        self.last[mask] = self.iterations[mask] = max(len(self.history) - 1, 0)
+        self.last[mask] = self.iterations[mask] = max(self.count - 1, 0)
         self.ended = self.ended | mask
         self.some_ended, self.done = True, bool(self.ended.all())
         self._mask = None
@@ -331,9 +373,7 @@ class Monitor:
             mask = self._tensor(improved)
             self._best_x = self.space.where(mask, x, self._best_x)
         self._best = np.where(improved, self.residual, self._best)
-        self._best_at = np.where(
-            improved, len(self.history) - 1, self._best_at
-        )
+        self._best_at = np.where(improved, self.count - 1, self._best_at)
 
     def _return_best(self, mask: np.ndarray) -> None:
         """These return their best iterate, so report that one."""
@@ -350,7 +390,7 @@ class Monitor:
         previous: Point | None,
         mask: np.ndarray,
     ) -> None:
-        if len(self.history) < 2 or not mask.any():
+        if self.count < 2 or not mask.any():
             return
         if self.stride is not None:
             step = self.stride * self.history[-2]
@@ -377,12 +417,12 @@ class Monitor:
         by the square root of the growth; or, where plain steps make up the
         way, without a rise, not ever faster, and by more than rounding can
         make it."""
-        earned = r <= self.atol + self._relative(self._scale)
+        earned = r <= self._bar(self._scale)
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.minimum(0.5, np.sqrt(self._scale / norm))
             earned |= r <= share * self._largest
             noise = self._eps * norm
-            k = len(self.history) - 1
+            k = self.count - 1
             first, half = self.history[0], self.history[k // 2]
             last = self.history[k // 2 * 2]
             fallen = self._descends & (r + 0.5 * noise <= 0.99 * half)
@@ -392,27 +432,27 @@ class Monitor:
         return earned
 
     def _still_rising(self) -> np.ndarray:
-        window = max(10, len(self.history) // 2)
-        if len(self.history) <= window:
+        window = max(10, self.count // 2)
+        if self.count <= window:
             return np.zeros_like(self.ended)
-        tail = np.stack(self.history[-window - 1 :])
+        tail = self.history[-window - 1 :]
         with np.errstate(invalid="ignore"):
             rising = (np.diff(tail, axis=0) > 0).all(axis=0)
             return rising & (tail[-1] > STILL_RISING * self._best)
 
     def _stalled(self, here: Point) -> np.ndarray:
-        window = min(STALL_WINDOW, len(self.history) - 1)
+        window = min(STALL_WINDOW, self.count - 1)
         falling = self.residual < 0.99 * self.history[-window - 1]
         if (falling | self.ended).all():
             self._since[:] = -1
             return np.zeros_like(self.ended)
-        tail = np.stack(self.history[-window - 1 :])
+        tail = self.history[-window - 1 :]
         with np.errstate(invalid="ignore", divide="ignore"):
             constant = self._periodic(tail) & ~falling
             stalled = self._gets_nowhere(here, constant)
-            if len(self.history) > JITTER_WINDOW:
-                window = max(JITTER_WINDOW, len(self.history) // 4)
-                tail = np.stack(self.history[-min(window, LONG_JITTER) :])
+            if self.count > JITTER_WINDOW:
+                window = max(JITTER_WINDOW, self.count // 4)
+                tail = self.history[-min(window, LONG_JITTER) :]
                 stalled |= self._jitters(tail) & ~falling
         return stalled
 
@@ -434,7 +474,7 @@ class Monitor:
         constant = constant & ~self.ended
         watched = constant & (self._since >= 0)
         found = np.zeros_like(constant)
-        k = len(self.history) - 1
+        k = self.count - 1
         if watched.any():
             far, cosine = map(to_host, here.away(self._from))
             around = (far < 0.999 * self._far) | (
@@ -459,7 +499,7 @@ class Monitor:
         noise or chaos. Smooth transients of non-normal maps are not, nor is
         a slow descent in steps of rounding."""
         half = tail.shape[0] // 2
-        before = self._bests[(len(self.history) - len(tail)) // CHECK]
+        before = self._bests.rows[(self.count - len(tail)) // CHECK]
         early, late = tail[:half].mean(axis=0), tail[half:].mean(axis=0)
         change = np.diff(tail, axis=0)
         turns = np.diff(np.sign(change), axis=0) != 0

@@ -60,6 +60,7 @@ class Evaluator:
             and space.local
             and fused.is_native(backend, space.device)
         )
+        self._smooth = getattr(operator, "smoothed", None)
         if self.compiling:
             self._draws = ReplayedDraws()
         else:
@@ -94,13 +95,13 @@ class Evaluator:
         its ``alpha`` and a kernel can do that. ``active`` are the segments
         that matter."""
         space = self.space
-        if alpha is None or not self._fused or not fused.takes(x, alpha):
+        if alpha is None or not self._fused:
             return Point(space, x, self(x))
-        if hasattr(self.operator, "smoothed"):
-            y, stats = self._smoothed(self.operator.smoothed, x, alpha, active)
+        if self._smooth is not None and fused.takes(x, alpha):
+            y, stats = self._smoothed(self._smooth, x, alpha, active)
             return Smoothed(space, x, y, stats, active, alpha)
         z = self(x)
-        if not fused.takes(z):
+        if not fused.takes((*x, *z), alpha):
             return Point(space, x, z)
         y, stats = fused.update(x, z, alpha, space.ptr, active)
         return Smoothed(space, x, y, stats, active, alpha)

@@ -125,7 +125,10 @@ class Smoothed(Point):
         return self.norms[:, 1].to(self.space.dtype)
 
     def on_host(self) -> tuple[np.ndarray, np.ndarray]:
-        both = self.norms.cpu().numpy()
+        if self._norms is None:
+            both = np.sqrt(self.stats.cpu().numpy())
+        else:
+            both = self._norms.cpu().numpy()
         return both[:, 0], both[:, 1]
 
     def measured(self) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from .reference import accumulation_dtype
 
 ACTIVATIONS = ("none", "relu", "tanh")
 REDUCTIONS = ("sum", "mean", "max")
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 NONE, MAX = ACTIVATIONS.index("none"), REDUCTIONS.index("max")
 MEAN = REDUCTIONS.index("mean")
 
@@ -22,8 +23,10 @@ def is_transformed(*inputs: Any) -> bool:
     their operators know those rules."""
     if forward_ad._current_level >= 0:
         return True
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    return any(isinstance(t, Tensor) and wrapped(t) for t in inputs)
+    for t in inputs:
+        if isinstance(t, Tensor) and _is_wrapped(t):
+            return True
+    return False
 
 
 def needs_grad(inputs: tuple) -> bool:

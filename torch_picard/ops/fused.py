@@ -1,4 +1,5 @@
-"""What the engine uses of the kernels: whole states, several leaves."""
+"""What the engine uses of the kernels: whole states, several leaves, of the
+dtypes that a state may have."""
 
 from __future__ import annotations
 
@@ -11,8 +12,6 @@ from . import updating
 from .arguments import is_transformed
 from .backends import choose
 
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
 
 def is_native(backend: str | None, device: torch.device) -> bool:
     """Whether the compiled kernels are to be used."""
@@ -22,13 +21,11 @@ def is_native(backend: str | None, device: torch.device) -> bool:
 
 
 def takes(x: Sequence[Tensor], alpha: float | Tensor = 0.0) -> bool:
-    """States and weights that the kernels know; a Tensor alpha must have
-    one element and need no transfer."""
+    """A Tensor alpha must have one element and need no transfer."""
     if isinstance(alpha, Tensor):
         if alpha.numel() != 1 or alpha.device.type != "cpu":
             return False
-    known = all(t.dtype in _FLOATS for t in x)
-    return known and not is_transformed(alpha, *x)
+    return not is_transformed(alpha, *x)
 
 
 def update(
