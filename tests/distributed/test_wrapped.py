@@ -9,10 +9,18 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrizations import spectral_norm
 from torch_geometric import nn as pyg
 from torch_geometric.data import Batch, Data
 
-from torch_picard import Anderson, Implicit, Phantom, PicardConv, Unrolled
+from torch_picard import (
+    PIGN,
+    Anderson,
+    Implicit,
+    Phantom,
+    PicardConv,
+    Unrolled,
+)
 from torch_picard.distributed import agreed_stopping
 
 WIDTH = 4
@@ -205,6 +213,25 @@ def test_fsdp1_within_p_alone(processes, world, frozen, use_orig_params):
     for said in processes(world, refused, frozen, use_orig_params):
         assert "FSDP1" in said
         assert "fully_shard" in said
+
+
+def refused_where_it_is_computed(rank, world, part):
+    model = PIGN(WIDTH, WIDTH, 2)
+    if part == "ParametrizedLinear":
+        model.block.conv.lin = spectral_norm(nn.Linear(WIDTH, WIDTH))
+    mesh = dist.device_mesh.init_device_mesh("cpu", (world,))
+    fully_shard(model.block.conv, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    data = graphs(rank)[0]
+    with agreed_stopping(), pytest.raises(NotImplementedError) as info:
+        model(data.x.float(), data.edge_index)
+    return str(info.value)
+
+
+@pytest.mark.parametrize("part", ["SmoothingLinear", "ParametrizedLinear"])
+def test_a_sharded_weight_that_is_computed(processes, part):
+    for said in processes(2, refused_where_it_is_computed, part):
+        assert part in said and "model.block" in said
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -65,9 +66,11 @@ def held_weights(operator: Any) -> Iterator[None]:
     known = isinstance(operator, Module)
     modules: list[Any] = list(operator.modules()) if known else []
     found = [m for m in modules if isinstance(m, Computed) and m.held is None]
-    own = tuple((m, m.computed()) for m in found)
-    compiling = torch.compiler.is_compiling()
     parts = [m for m in modules if parametrize.is_parametrized(m)]
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
+        _refuse_sharded((*found, *parts), modules)
+    own = tuple((m, m.computed()) for m in found)
     if not own and (not parts or compiling):
         yield
         return
@@ -87,3 +90,23 @@ def held_weights(operator: Any) -> Iterator[None]:
                 yield
         finally:
             _HELD.reset(token)
+
+
+def _refuse_sharded(computed: Sequence[Module], modules: list[Any]) -> None:
+    """FSDP2 gathers what is sharded within P when P is called: too late for
+    a weight that is computed before."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    kind = getattr(fsdp, "FSDPModule", None)
+    if kind is None or not computed:
+        return
+    within = {
+        m for top in modules if isinstance(top, kind) for m in top.modules()
+    }
+    for module in within.intersection(computed):
+        if any(hasattr(p, "full_tensor") for p in module.parameters()):
+            raise NotImplementedError(
+                "the operator has fully_shard (FSDP2) in it, around a "
+                f"{type(module).__name__} whose weight is computed once a "
+                "solve, before P gathers what that needs. Shard the whole "
+                "PicardConv, of a PIGN model.block, instead"
+            )
