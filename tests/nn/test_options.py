@@ -9,6 +9,7 @@ from torch_geometric.nn import (
     GATv2Conv,
     GCNConv,
     GINConv,
+    GINEConv,
     GraphConv,
     HeteroConv,
     MixHopConv,
@@ -279,12 +280,17 @@ def test_input_that_does_not_fit_is_named(conv, call):
         layer(**{"x": X, "edge_index": EDGES, **arguments})
 
 
+def gine_conv(width, _, edge_dim):
+    return GINEConv(torch.nn.Linear(width, width), edge_dim=edge_dim)
+
+
 @pytest.mark.parametrize("by_name", [False, True])
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
         (torch.ones(5), r"one entry an edge.* 7, got shape \[5\]"),
         (torch.ones(9), r"one entry an edge.* 7, got shape \[9\]"),
+        (torch.ones(7, 2), r"shape \[E\], got shape \[7, 2\]"),
         ([1.0] * 7, "a Tensor.* got list"),
     ],
 )
@@ -295,6 +301,27 @@ def test_weights_that_do_not_fit_are_named(conv, weight, message, by_name):
     layer = PicardConv(conv(4, 4))
     with pytest.raises(ValueError, match="^edge_weight must .*" + message):
         layer(X, EDGES, *(() if by_name else (weight,)), **more)
+
+
+@pytest.mark.parametrize(
+    ("attr", "message"),
+    [
+        (torch.ones(7, 5), r"3 features an edge.* got shape \[7, 5\]"),
+        (torch.ones(5, 3), r"one entry an edge.* 7, got shape \[5, 3\]"),
+        (torch.ones(7, 3).double(), "float32, as x is, got torch.float64"),
+    ],
+)
+@pytest.mark.parametrize("conv", [GATConv, TransformerConv, gine_conv])
+def test_features_of_edges_that_do_not_fit_are_named(conv, attr, message):
+    layer = PicardConv(conv(4, 4, edge_dim=3))
+    with pytest.raises(ValueError, match="^edge_attr must .*" + message):
+        layer(X, EDGES, edge_attr=attr)
+
+
+def test_features_of_edges_that_are_missing_are_named():
+    layer = PicardConv(TransformerConv(4, 4, edge_dim=3))
+    with pytest.raises(ValueError, match="edge_attr must be given"):
+        layer(X, EDGES)
 
 
 def test_a_conv_without_weights_says_so():
@@ -366,25 +393,28 @@ def broken(x):
 
 
 @pytest.mark.parametrize(
-    "make, given",
+    "make, wide",
     [
-        (lambda: pyg.EdgeConv(torch.nn.Linear(8, 4)), 0),
-        (lambda: pyg.GINConv(torch.nn.Linear(4, 4)), 0),
-        (lambda: pyg.GINEConv(torch.nn.Linear(4, 4), edge_dim=2), 1),
-        (lambda: pyg.CGConv(4, dim=2), 1),
+        (lambda: pyg.EdgeConv(torch.nn.Linear(8, 4)), None),
+        (lambda: pyg.GINConv(torch.nn.Linear(4, 4)), None),
+        (
+            lambda: pyg.GINEConv(torch.nn.Linear(4, 4), edge_dim=2),
+            "edge_attr must have 2 features",
+        ),
+        (lambda: pyg.CGConv(4, dim=2), "shapes cannot be multiplied"),
     ],
 )
-def test_x_is_not_blamed_for_the_faults_of_others(make, given):
+def test_x_is_not_blamed_for_the_faults_of_others(make, wide):
     x, edge_index = torch.randn(5, 4), torch.tensor([[0, 1, 2], [1, 2, 3]])
-    attr = [torch.randn(3, 2)] * given
+    attr = [torch.randn(3, 2)] if wide else []
     block = PicardConv(make(), inject=True)
     assert block(x, edge_index, *attr).shape == x.shape
     with pytest.raises(ValueError, match="edge_index must hold node indices"):
         block(x, edge_index + 5, *attr)
-    if given:
+    if wide:
         with pytest.raises(ValueError, match="edge_attr must have one entry"):
             block(x, edge_index, attr[0][:2])
-        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        with pytest.raises((ValueError, RuntimeError), match=wide):
             block(x, edge_index, torch.randn(3, 3))
     block = PicardConv(make(), inject=True, activation=broken)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):

@@ -127,16 +127,17 @@ def _faults(error, conv, x, edge_index, args, kwargs, batch) -> Iterator[str]:
     if batch is not None:
         yield from _batch("batch", batch, x)
     if not isinstance(edge_index, (Sharded, dict)):
-        yield from _given(conv, x, edge_index, args, kwargs)
+        yield from _given(error, conv, x, edge_index, args, kwargs)
     if not isinstance(error, (ValueError, TypeError)):  # which say more
         yield from unfit(conv, x, error)
 
 
-def _given(conv, x, edge_index, args, kwargs) -> Iterator[str]:
+def _given(error, conv, x, edge_index, args, kwargs) -> Iterator[str]:
     call = inspect.signature(conv.forward).bind(x, edge_index, *args, **kwargs)
     if {"edge_index", "args"} & set(call.arguments):  # it may not be edges
         yield from _edges(edge_index, x)
     yield from _extras(conv, x, edge_index, call.arguments)
+    yield from _features(error, conv, x, call)
 
 
 def _state(name: str, x: Tensor) -> Iterator[str]:
@@ -208,8 +209,38 @@ def _extras(conv, x, edges, named: dict[str, Any]) -> Iterator[str]:
                 f"{name} must have one entry an edge of edge_index, "
                 f"{edges.size(1)}, got shape {list(value.shape)}"
             )
+        elif name == "edge_weight" and value.dim() != 1:
+            yield (
+                f"{name} must be one number an edge, of shape [E], got shape "
+                f"{list(value.shape)}"
+            )
         elif name == "edge_weight" and value.dtype != x.dtype:
             yield f"{name} must be of {x.dtype}, as x is, got {value.dtype}"
+
+
+def _features(error, conv, x, call: inspect.BoundArguments) -> Iterator[str]:
+    """Of edges: as many as the conv takes, in the dtype of x."""
+    call.apply_defaults()
+    if "edge_attr" not in call.arguments:
+        return
+    value, width = call.arguments["edge_attr"], getattr(conv, "edge_dim", None)
+    kind = type(conv).__name__
+    if value is None:
+        if width is not None and isinstance(error, AssertionError):
+            yield f"edge_attr must be given, as {kind} has edge_dim={width}"
+        return
+    given = value.size(-1) if value.dim() > 1 else 1
+    if width is None:  # the linear map that met it says so
+        met = f"({len(value)}x{given} and "
+        maps = (_inside(m) or _width(m) for m in conv.modules())
+        width = next((w for w in maps if f"{met}{w}x" in str(error)), given)
+    if given != width:
+        yield (
+            f"edge_attr must have {width} features an edge, as {kind} takes, "
+            f"got shape {list(value.shape)}"
+        )
+    if value.is_floating_point() and value.dtype != x.dtype:
+        yield f"edge_attr must be of {x.dtype}, as x is, got {value.dtype}"
 
 
 def _batch(name: str, batch: Tensor, x: Tensor) -> Iterator[str]:
