@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from torch_picard import (
     Anderson,
@@ -35,6 +37,47 @@ def layer(dtype=torch.float32):
 def solve(linear, x0, **options):
     options = {"rtol": 1e-2, "max_iter": 100, **options}
     return fixed_point(lambda x: torch.tanh(linear(x)) + x0, x0, **options)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    alpha=st.sampled_from([0.0, 0.5, 0.9]),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16, torch.float32]),
+    rtol=st.sampled_from([1e-2, 1e-3, 1e-5]),
+    first=st.integers(0, 2),
+)
+def test_the_residual_is_that_of_p_and_not_of_the_step(
+    seed, alpha, dtype, rtol, first
+):
+    """In half precision alpha*x + (1-alpha)*P(x) may round to x long before
+    P(x) does; also after others in the batch have ended, by whatever."""
+    draw = torch.Generator().manual_seed(seed)
+    b = torch.randn(5, 7, generator=draw).to(dtype)
+    rate = torch.tensor([0.0, 30.0, 0.5, 0.8, 0.9], dtype=dtype)[:, None]
+    rate, b = rate[first:], b[first:]
+
+    def operator(x):
+        return torch.sin(rate * x) * (rate < 1) + rate * x * (rate > 1) + b
+
+    s = fixed_point(
+        operator,
+        torch.zeros_like(b),
+        segments="leading",
+        method=Picard(alpha),
+        rtol=rtol,
+        max_iter=200,
+        on_failure="ignore",
+    )
+    z = operator(s.value)
+    true = (z.double() - s.value.double()).norm(dim=1)
+    done = s.converged
+    if dtype == torch.float32 and alpha < 0.9:
+        assert done.any()
+    torch.testing.assert_close(
+        s.residual[done].double(), true[done], rtol=1e-5, atol=0
+    )
+    passed = true <= 1.001 * rtol * z.double().norm(dim=1)
+    assert passed[done].all()
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS, ids=repr)

@@ -31,8 +31,6 @@ STILL_RISING = 1e3
 STALL_WINDOW = 12
 #: Evaluations between two searches for a stall.
 CHECK = 5
-#: Norms whose squares the dtype holds without loss.
-_RANGE = {torch.float32: (1e-15, 1e18), torch.float64: (1e-150, 1e150)}
 #: The same for a residual that jitters without getting anywhere: at least,
 #: and at most if that is a quarter of all evaluations.
 JITTER_WINDOW, LONG_JITTER = 50, 200
@@ -168,7 +166,6 @@ class Monitor:
         self._to_best: np.ndarray | None = None
         self._to_image: np.ndarray | None = None
         self._mask: Tensor | None = None
-        self._range = _RANGE[space.dtype]
         occupied = space.segments.occupied()
         if occupied is not None:
             empty = ~occupied.numpy()
@@ -194,12 +191,12 @@ class Monitor:
         norm = self._norm_at_most(r) if norm is None else norm
         norm = self._frozen(norm, self._norm)
         bar = self._bar(norm)
-        ordinary = self._ordinary(r, norm, bar)
+        ordinary = self._ordinary(here, r, norm, bar)
         if not exact and (due or not ordinary):
             norm = self._frozen(to_host(here.norm), self._norm)
             bar = self._bar(norm)
-            ordinary = self._ordinary(r, norm, bar)
-        if not (ordinary or (self._usual(r) and self._usual(norm))):
+            ordinary = self._ordinary(here, r, norm, bar)
+        if not (ordinary or self._usual(here, r, norm)):
             if self.space.distance is None:
                 seen, norm = here.measured()
                 r = self._frozen(seen, self.residual)
@@ -229,10 +226,11 @@ class Monitor:
         """What has ended stays as it was, whatever becomes of P there."""
         return np.where(self.ended, old, new) if self.some_ended else new
 
-    def _usual(self, norm: np.ndarray) -> bool:
-        """Numbers whose squares the dtype holds without loss."""
-        least, most = self._range
-        return bool(((norm > least) & (norm < most) | self.ended).all())
+    def _usual(self, here: Point, *norms: np.ndarray) -> bool:
+        """Numbers whose squares were held without loss."""
+        least, most = here.usual
+        usual = [(least < norm) & (norm < most) for norm in norms]
+        return bool((np.all(usual, axis=0) | self.ended).all())
 
     def _norm_at_most(self, r: np.ndarray) -> np.ndarray:
         """A bound of |P(x_k)| that costs nothing where the method's stride
@@ -246,11 +244,11 @@ class Monitor:
         return self.atol + self.rtol * norm if self.rtol else self.atol
 
     def _ordinary(
-        self, r: np.ndarray, norm: np.ndarray, bar: np.ndarray
+        self, here: Point, r: np.ndarray, norm: np.ndarray, bar: np.ndarray
     ) -> bool:
         """Usual numbers, of which nobody's can have passed, and everybody's
         is a new best residual: there is nothing else to look for."""
-        least, most = self._range
+        least, most = here.usual
         if r.size == 1:  # plain floats: numpy would cost as much as a norm
             return bool(
                 bar[0] < r[0] < self._best[0] < np.inf

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from .space import Leaves, Space, add, detach, sub
 
+#: Norms whose squares a dtype holds without loss.
+_USUAL = {torch.float32: (1e-15, 1e18), torch.float64: (1e-150, 1e150)}
+
 
 class Point:
     """x, z = P(x), f = z - x and r = |f|.
@@ -30,6 +33,11 @@ class Point:
         # f is not kept: a method that does not ask for it should not hold
         # another state in the cache
         self.residual: Tensor = space.residual(x, z)
+
+    @property
+    def usual(self) -> tuple[float, float]:
+        """Norms between these are measured without loss."""
+        return _USUAL[self.space.dtype]
 
     @property
     def norm(self) -> Tensor:
@@ -110,6 +118,10 @@ class Smoothed(Point):
         self.stats, self.active, self.alpha = stats, active, alpha
         self.target: np.ndarray | float = 0.0
         self._norms: Tensor | None = None
+
+    @property
+    def usual(self) -> tuple[float, float]:
+        return _USUAL[torch.float64]
 
     @property
     def norms(self) -> Tensor:
