@@ -186,26 +186,7 @@ class Monitor:
         """Judge x_k by r(x_k) and |P(x_k)|."""
         k = self.count
         due = k % CHECK == 0
-        seen, norm = here.on_host()
-        r, exact = self._frozen(seen, self.residual), norm is not None
-        norm = self._norm_at_most(r) if norm is None else norm
-        norm = self._frozen(norm, self._norm)
-        bar = self._bar(norm)
-        ordinary = self._ordinary(here, r, norm, bar)
-        if not exact and (due or not ordinary):
-            norm = self._frozen(to_host(here.norm), self._norm)
-            bar = self._bar(norm)
-            ordinary = self._ordinary(here, r, norm, bar)
-        if not (ordinary or self._usual(here, r, norm)):
-            if self.space.distance is None:
-                seen, norm = here.measured()
-                r = self._frozen(seen, self.residual)
-                norm = self._frozen(norm, self._norm)
-                bar = self._bar(norm)
-        if not (ordinary and seen is r):
-            sound = np.isfinite(seen)
-            if not sound.all():
-                here.mend(self._tensor(sound))
+        r, norm, bar, ordinary = self._measured(here, due)
         self._residuals.append(r)
         self.residual, self._norm, here.target = r, norm, bar
         self._path = self._path + r
@@ -221,6 +202,33 @@ class Monitor:
                 self._end(self._stalled(here), Status.STAGNATED)
         if self.ended is not before:
             self._finish(self.ended & ~before, here, previous)
+
+    def _measured(
+        self, here: Point, due: bool
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+        """r(x_k), |P(x_k)| (or a bound of it where nothing more is needed),
+        the residual that would pass, and whether all is ordinary."""
+        seen, norm = here.on_host()
+        r, exact = self._frozen(seen, self.residual), norm is not None
+        norm = self._norm_at_most(r) if norm is None else norm
+        norm = self._frozen(norm, self._norm)
+        bar = self._bar(norm)
+        ordinary = self._ordinary(here, r, norm, bar)
+        if not exact and (due or not ordinary):
+            norm = self._frozen(to_host(here.norm), self._norm)
+            bar = self._bar(norm)
+            ordinary = self._ordinary(here, r, norm, bar)
+        careful = self.space.distance is None and not ordinary
+        if careful and not self._usual(here, r, norm):
+            seen, norm = here.measured()
+            r = self._frozen(seen, self.residual)
+            norm = self._frozen(norm, self._norm)
+            bar = self._bar(norm)
+        if not (ordinary and seen is r):
+            sound = np.isfinite(seen)
+            if not sound.all():
+                here.mend(self._tensor(sound))
+        return r, norm, bar, ordinary
 
     def _frozen(self, new: np.ndarray, old: np.ndarray) -> np.ndarray:
         """What has ended stays as it was, whatever becomes of P there."""
