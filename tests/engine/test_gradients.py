@@ -10,6 +10,7 @@ from torch_picard import (
     Broyden,
     Implicit,
     NewtonKrylov,
+    Phantom,
     Picard,
     Unrolled,
     fixed_point,
@@ -392,3 +393,25 @@ def test_one_unknown_by_newton():
     torch.testing.assert_close(g.item(), 4.0)
     (g,) = torch.autograd.grad(g, a)
     torch.testing.assert_close(g.item(), 16.0)
+
+
+def test_phantom_steps_leave_what_has_failed_where_it_is():
+    """Two steps more would overflow, and 0 * inf is NaN in what is shared."""
+    weight = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    x0 = torch.ones(2, 3, dtype=torch.float64)
+    options = {
+        "rtol": 1e-10,
+        "segments": "leading",
+        "gradient": Phantom(3, alpha=0.2),
+        "on_failure": "ignore",
+    }
+    grads = []
+    for size in (1, 2):
+        s = fixed_point(
+            lambda x: torch.cat(
+                [torch.tanh(weight * x[:1]) + 1, weight * x[1:] * 1e200]
+            ),
+            x0[:size], **options,
+        )  # fmt: skip
+        grads += torch.autograd.grad(s.value[0].sum(), weight)
+    torch.testing.assert_close(*grads)

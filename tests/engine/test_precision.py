@@ -41,7 +41,7 @@ def solve(linear, x0, **options):
 
 @given(
     seed=st.integers(0, 1000),
-    alpha=st.sampled_from([0.0, 0.5, 0.9]),
+    alpha=st.sampled_from([0.0, 0.5, 0.9, 0.9998]),
     dtype=st.sampled_from([torch.bfloat16, torch.float16, torch.float32]),
     rtol=st.sampled_from([1e-2, 1e-3, 1e-5]),
     first=st.integers(0, 2),
@@ -78,6 +78,46 @@ def test_the_residual_is_that_of_p_and_not_of_the_step(
     )
     passed = true <= 1.001 * rtol * z.double().norm(dim=1)
     assert passed[done].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rest", [0.0, torch.nan])
+def test_what_p_makes_of_others_does_not_blur_a_residual(dtype, rest):
+    """P(x) = 0 has no norm, and NaN none, either: measured once more."""
+    x0 = torch.ones(2, 4, dtype=dtype)
+    s = fixed_point(
+        lambda x: torch.stack([0 * x[0], torch.full_like(x[1], rest)]),
+        x0,
+        segments="leading",
+        method=Picard(0.9999),
+        atol=1e-2,
+        on_failure="ignore",
+    )
+    assert s.status[0] == Status.STAGNATED
+    assert torch.equal(s.value, x0)
+    torch.testing.assert_close(s.residual[0].item(), 2.0)
+
+
+def test_residuals_are_lifted_before_they_are_subtracted(method):
+    """-2^-9 and 1 differ by more than their difference in bfloat16."""
+    x0 = torch.tensor([-(2.0**-9), 0.0], dtype=torch.bfloat16)
+    s = fixed_point(
+        lambda x: torch.tensor([1.0, 0.0], dtype=torch.bfloat16),
+        x0, method=method, rtol=0.0, atol=1.0, max_iter=2,
+    )  # fmt: skip
+    assert s.residual_history[0].item() == 1 + 2.0**-9
+    assert s.iterations.item() == 1
+
+
+def test_each_leaf_has_rounding_of_its_own(method):
+    """A leaf in bfloat16 is no reason to take float64 for noise."""
+    x0 = (torch.zeros(1, dtype=torch.float64), torch.zeros(1).bfloat16())
+    s = fixed_point(
+        lambda x: (0.99 * x[0] + 1, 0 * x[1] + 1),
+        x0, method=method, rtol=1e-8, max_iter=3000,
+    )  # fmt: skip
+    assert s.converged.all()
+    torch.testing.assert_close(s.value[0].item(), 100.0, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS, ids=repr)

@@ -228,6 +228,29 @@ def test_a_segment_that_has_ended_needs_no_more_care(kind, monkeypatch):
     assert len(measured) <= 1  # where it ended, with a residual of 0
 
 
+def test_segments_that_end_at_once_by_a_callback_and_by_themselves():
+    """Each returns the iterate that its residual is of."""
+
+    def operator(x):
+        return torch.stack([1e3 * x[0] + 1, 0.9 * x[1] + 1])
+
+    def callback(k, x, residual):
+        return torch.tensor([-1, Status.DIVERGED]) if k == 3 else None
+
+    s = fixed_point(
+        operator,
+        torch.ones(2, 1, dtype=torch.float64),
+        segments="leading",
+        method=Picard(0.0),
+        callback=callback,
+        on_failure="ignore",
+    )
+    assert (s.status == Status.DIVERGED).all()
+    assert s.iterations.tolist() == [0, 3]
+    true = (operator(s.value) - s.value).norm(dim=1)
+    torch.testing.assert_close(s.residual, true)
+
+
 def test_segments_of_different_outcome():
     """Converged, diverged, cycling, not finite and slow, in one batch."""
     factors = torch.tensor([0.5, -30.0, -1.0, 0.5, 0.99])[:, None].double()

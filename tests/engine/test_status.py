@@ -48,6 +48,19 @@ def test_a_status_is_found_by_a_tensor():
         Status(torch.tensor([0, 1]))
 
 
+@pytest.mark.parametrize(
+    ("shift", "rtol"), [(2.0, 0.0391), (1.0, 0.0625), (1.0, 0.094)]
+)
+def test_a_drift_in_half_precision_never_converges(shift, rtol):
+    """Rounding makes its residuals differ by a unit, from below and above."""
+    x0 = torch.zeros(1, dtype=torch.bfloat16)
+    s = fixed_point(
+        lambda x: x + shift, x0, method=Picard(0.3), rtol=rtol,
+        max_iter=600, on_failure="ignore",
+    )  # fmt: skip
+    assert not s.converged.any()
+
+
 @given(
     shift=st.floats(1e-6, 1e6),
     start=st.floats(-1e3, 1e9),
@@ -536,6 +549,16 @@ def test_the_scale_of_the_problem_does_not_matter(method, scale):
     torch.testing.assert_close(
         small.value / scale, plain.value, rtol=1e-7, atol=0
     )
+
+
+def test_squares_of_which_the_dtype_holds_some():
+    """The first entry's is, of float32, and a million others' are not."""
+    x0 = torch.full((1_000_000,), 5.2e-23)
+    x0[0] = 2e-22
+    s = fixed_point(lambda x: 0.5 * x, x0, rtol=0.0, atol=1e-21)
+    true = (0.5 * s.value.double()).norm()
+    assert s.converged.all() and true <= 1e-21
+    torch.testing.assert_close(s.residual[0].double(), true)
 
 
 @pytest.mark.parametrize("segments", [None, "leading"])

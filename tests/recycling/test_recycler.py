@@ -376,3 +376,25 @@ def test_gradients_of_the_engine(gradient):
     solution.value.sum().backward()
     # x = 1 / (1 - rate)
     assert math.isclose(fold.rate.grad.item(), 4.0, rel_tol=1e-6)
+
+
+def test_one_arrives_in_the_recycle_in_which_another_is_found_to_cycle():
+    """Its image is returned, as it is when it is recycled alone."""
+
+    def distance(a, b):
+        return (a - b).abs().amax(1)
+
+    def recycled(step, *starts):
+        recycler = Recycler(
+            step, distance=distance, tol=0.5, max_recycles=20,
+            on_failure="ignore",
+        )  # fmt: skip
+        return recycler(torch.tensor(starts, dtype=torch.float64)[:, None])
+
+    for start in (8.0, 16.0, 32.0, 64.0):
+        alone = recycled(lambda x: 0.5 * x, start)
+        both = recycled(
+            lambda x: torch.cat([0.5 * x[:1], 10 - x[1:]]), start, 10.0
+        )
+        assert torch.equal(both.value[:1], alone.value)
+        assert both.iterations[0] == alone.iterations[0]

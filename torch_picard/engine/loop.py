@@ -81,6 +81,7 @@ def iterate(
         active = watch.active if callback is None else None
         here = evaluate.point(x, smoothing, active)
         watch.observe(here, previous)
+        here.release()
         if callback is not None and not waiting:
             said = _asked(callback, watch.count - 1, x, here)
             if not watch.done and said is not None:

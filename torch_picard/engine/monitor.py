@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .methods.base import Method
 from .point import Point, secant, to_host
-from .space import Leaves, Space
+from .space import Leaves, Space, detach
 from .status import Status
 
 ACTIVE = -1
@@ -156,10 +156,9 @@ class Monitor:
         self._norm = self._unknown
         self._none = np.zeros(size, dtype=np.int64)
         self._nonfinite = self._none
-        # of the state: P(x) is rounded to that
-        self._eps = max(
-            torch.finfo(t).eps for t in space.dtypes if t.is_floating_point
-        )
+        # of the state, if it has one: P(x) is rounded to that
+        units = {torch.finfo(t).eps for t in space.dtypes}
+        self._eps = units.pop() if len(units) == 1 else None
         # Who is watched for a stall: since when, from where, how far it got.
         self._since, self._far = np.full(size, -1), np.zeros(size)
         self._from: Leaves = space.start
@@ -218,12 +217,14 @@ class Monitor:
             norm = self._frozen(to_host(here.norm), self._norm)
             bar = self._bar(norm)
             ordinary = self._ordinary(here, r, norm, bar)
-        careful = self.space.distance is None and not ordinary
-        if careful and not self._usual(here, r, norm):
-            seen, norm = here.measured()
-            r = self._frozen(seen, self.residual)
-            norm = self._frozen(norm, self._norm)
-            bar = self._bar(norm)
+        if not ordinary and self.space.distance is None:
+            unsure = self._unsure(here, r, norm, bar)
+            if unsure.any():
+                exact_r, exact_norm = here.measured()
+                seen = np.where(unsure, exact_r, seen)
+                r = self._frozen(seen, self.residual)
+                norm = np.where(unsure, exact_norm, norm)
+                bar = self._bar(norm)
         if not (ordinary and seen is r):
             sound = np.isfinite(seen)
             if not sound.all():
@@ -234,11 +235,16 @@ class Monitor:
         """What has ended stays as it was, whatever becomes of P there."""
         return np.where(self.ended, old, new) if self.some_ended else new
 
-    def _usual(self, here: Point, *norms: np.ndarray) -> bool:
-        """Numbers whose squares were held without loss."""
+    def _unsure(
+        self, here: Point, r: np.ndarray, norm: np.ndarray, bar: np.ndarray
+    ) -> np.ndarray:
+        """Whether squares that vanish or overflow, or something that is not
+        finite, leave it open who has passed."""
         least, most = here.usual
-        usual = [(least < norm) & (norm < most) for norm in norms]
-        return bool((np.all(usual, axis=0) | self.ended).all())
+        passes = np.maximum(r, least) <= bar
+        fails = r > np.maximum(bar + self.rtol * least, least)
+        sure = (passes | fails) & (r < most) & (norm < most)
+        return ~(sure | self.ended)
 
     def _norm_at_most(self, r: np.ndarray) -> np.ndarray:
         """A bound of |P(x_k)| that costs nothing where the method's stride
@@ -281,16 +287,17 @@ class Monitor:
             self._scale,
         )
         self._largest = np.fmax(self._largest, np.where(finite, r, 0.0))
-        blind = finite & self._beyond_rounding(norm)
+        noise = self._noise(here, norm)
+        blind = finite & self._beyond_rounding(norm, noise)
         with np.errstate(invalid="ignore"):
-            self._descends &= r <= self._best + 4 * self._eps * norm
+            self._descends &= r <= self._best + 4 * noise
         self._keep_best(
             self._kept(here), active & finite & ~blind & (r < self._best)
         )
         # Written so that NaN passes nowhere.
         passed = finite & ~blind & (r <= here.target)
         if self.count > 1 and passed.any():
-            passed &= self._earned(r, norm)
+            passed &= self._earned(r, norm, noise)
         self._nonfinite = np.where(finite, 0, self._nonfinite + 1)
         self._end(passed, Status.CONVERGED)
         self._end(self._nonfinite > self.patience, Status.NONFINITE)
@@ -307,7 +314,7 @@ class Monitor:
             return
         self._measure(here, previous, mask)
         if self.images:
-            self._to_image = mask
+            self._to_image = _either(mask, self._to_image)
             self.iterations = self.iterations + mask
         self._return_best(mask & np.isin(self.status, BEST))
 
@@ -388,7 +395,7 @@ class Monitor:
         at = self._best_at + (self.images & np.isfinite(self._best))
         self.iterations = np.where(mask, at, self.iterations)
         self.residual = np.where(mask, self._best, self.residual)
-        self._to_best = mask
+        self._to_best = _either(mask, self._to_best)
 
     def _measure(
         self,
@@ -410,13 +417,24 @@ class Monitor:
     def _tensor(self, mask: np.ndarray) -> Tensor:
         return torch.from_numpy(mask.copy()).to(self.space.device)
 
-    def _beyond_rounding(self, norm: np.ndarray) -> np.ndarray:
+    def _noise(self, here: Point, norm: np.ndarray) -> np.ndarray:
+        """What |P(x)| owes to rounding; of leaves of several dtypes, as that
+        of x, which is here in any case."""
+        if self._eps is not None:
+            return self._eps * norm
+        return to_host(self.space.rounding(detach(here.x)))
+
+    def _beyond_rounding(
+        self, norm: np.ndarray, noise: np.ndarray
+    ) -> np.ndarray:
         """So far out that rounding hides the residuals seen before: at 1e20
         a drift x + 1 measures 0."""
         grown = norm > 2 * self._scale
-        return grown & (self._eps * norm > 0.5 * self._largest)
+        return grown & (noise > 0.5 * self._largest)
 
-    def _earned(self, r: np.ndarray, norm: np.ndarray) -> np.ndarray:
+    def _earned(
+        self, r: np.ndarray, norm: np.ndarray, noise: np.ndarray
+    ) -> np.ndarray:
         """A relative test may not be passed by growth of P(x) alone: x + 1
         drifts, its residual never falls, and r/|P(x)| goes to 0. So unless
         the residual passes on the scale of the start, it must have fallen:
@@ -427,11 +445,10 @@ class Monitor:
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.minimum(0.5, np.sqrt(self._scale / norm))
             earned |= r <= share * self._largest
-            noise = self._eps * norm
             k = self.count - 1
             first, half = self.history[0], self.history[k // 2]
             last = self.history[k // 2 * 2]
-            fallen = self._descends & (r + 0.5 * noise <= 0.99 * half)
+            fallen = self._descends & (r + noise <= 0.99 * half)
             # as r <= c*rate^k does, and a drift that begins to slow does not
             fallen &= half / first <= (1.001 * last + 8 * noise) / half
             earned |= fallen & (norm <= 2 * self._scale + self._path)
@@ -483,9 +500,8 @@ class Monitor:
         k = self.count - 1
         if watched.any():
             far, cosine = map(to_host, here.away(self._from))
-            around = (far < 0.999 * self._far) | (
-                far <= self._eps * self._norm
-            )
+            noise = self._noise(here, self._norm)
+            around = (far < 0.999 * self._far) | (far <= noise)
             straight = cosine > 0.9999
             # and not in steps of rounding, slowly down
             straight &= ~(self.residual < 0.99 * self.history[k // 2])
@@ -516,6 +532,10 @@ class Monitor:
             & (early - late < 4.0 * change.std(axis=0) / np.sqrt(2 * half))
             & (turns.mean(axis=0) > 0.2)
         )
+
+
+def _either(mask: np.ndarray, other: np.ndarray | None) -> np.ndarray:
+    return mask if other is None else mask | other
 
 
 def says_how(said: Any) -> bool:

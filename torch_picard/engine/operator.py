@@ -99,12 +99,17 @@ class Evaluator:
             return Point(space, x, self(x))
         if self._smooth is not None and fused.takes(x, alpha):
             y, stats = self._smoothed(self._smooth, x, alpha, active)
-            return Smoothed(space, x, y, stats, active, alpha)
+            return Smoothed(space, x, y, stats, active, lambda: self._again(x))
         z = self(x)
         if not fused.takes((*x, *z), alpha):
             return Point(space, x, z)
         y, stats = fused.update(x, z, alpha, space.ptr, active)
-        return Smoothed(space, x, y, stats, active, alpha)
+        return Smoothed(space, x, y, stats, active, lambda: z)
+
+    @torch.no_grad()
+    def _again(self, x: Leaves) -> Leaves:
+        """P(x), where a kernel has left nothing of it: an evaluation more."""
+        return self(x)
 
     def steps(
         self, x: Leaves, alpha: float | Tensor | None, count: int

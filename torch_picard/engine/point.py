@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from .space import Leaves, Space, add, detach, sub
+from .space import Leaves, Space, detach, sub
 
 #: Norms whose squares a dtype holds without loss.
 _USUAL = {torch.float32: (1e-15, 1e18), torch.float64: (1e-150, 1e150)}
@@ -36,7 +38,8 @@ class Point:
 
     @property
     def usual(self) -> tuple[float, float]:
-        """Norms between these are measured without loss."""
+        """Norms between these are measured without loss, as those of a
+        kernel are, which sums products of the same dtype."""
         return _USUAL[self.space.dtype]
 
     @property
@@ -46,10 +49,12 @@ class Point:
 
     def measured(self) -> tuple[np.ndarray, np.ndarray]:
         """r(x) and |P(x)|, where squares vanish or overflow."""
-        x, z = _double(self.x), _double(self.z)
-        r, norm = self.space.any_norm(sub(z, x)), self.space.any_norm(z)
+        r, norm = _measured(self.space, self.x, self.z)
         self.residual = r.to(self.space.dtype)
         return to_host(r), to_host(norm)
+
+    def release(self) -> None:
+        """Nothing will be measured again."""
 
     def on_host(self) -> tuple[np.ndarray, np.ndarray | None]:
         """r(x), and |P(x)| if that costs nothing more."""
@@ -100,10 +105,10 @@ class Smoothed(Point):
         stats: |P(x) - x|^2 and |P(x)|^2 per segment, float64 [S, 2].
         active: bool [S], the segments it was made for; None for all. The
             others have y = x and stats 0.
-        alpha: what y was made with; None if there are no leaves here.
+        image: makes z = P(x); None if there are no leaves here.
     """
 
-    __slots__ = ("y", "stats", "active", "alpha", "_norms")
+    __slots__ = ("y", "stats", "active", "image", "_norms")
 
     def __init__(
         self,
@@ -112,16 +117,17 @@ class Smoothed(Point):
         y: Leaves,
         stats: Tensor,
         active: Tensor | None,
-        alpha: float | Tensor | None,
+        image: Callable[[], Leaves] | None,
     ):
         self.space, self.x, self.y = space, x, y
-        self.stats, self.active, self.alpha = stats, active, alpha
+        self.stats, self.active, self.image = stats, active, image
         self.target: np.ndarray | float = 0.0
         self._norms: Tensor | None = None
 
-    @property
-    def usual(self) -> tuple[float, float]:
-        return _USUAL[torch.float64]
+    def release(self) -> None:
+        """z is as large as x, and should not stay for a method that does
+        not ask for it."""
+        self.image = None
 
     @property
     def norms(self) -> Tensor:
@@ -144,16 +150,14 @@ class Smoothed(Point):
         return both[:, 0], both[:, 1]
 
     def measured(self) -> tuple[np.ndarray, np.ndarray]:
-        """The same from x and y."""
-        if self.alpha is not None:
-            x, y = _double(self.x), _double(self.y)
-            f = tuple((b - a) / (1 - self.alpha) for a, b in zip(x, y))
-            norms = [self.space.any_norm(t) for t in (f, add(x, f))]
-            self._norms = torch.stack(norms, dim=1).detach()
+        """Of P(x), not of y: in half precision that may be x already."""
+        if self.image is not None:
+            norms = _measured(self.space, self.x, self.image())
+            self._norms = torch.stack(norms, dim=1)
         return self.on_host()
 
     def away(self, origin: Leaves) -> tuple[Tensor, Tensor]:
-        if self.alpha is None:
+        if self.image is None:
             unknown = torch.full_like(self.norms[:, 0], torch.nan)
             return unknown, unknown
         return super().away(origin)
@@ -172,6 +176,11 @@ def _smoothed(x: Tensor, z: Tensor, alpha: float | Tensor) -> Tensor:
     if isinstance(alpha, Tensor):
         return torch.lerp(x, z, (1 - alpha).to(x).expand_as(x))
     return z if alpha == 0 else torch.lerp(x, z, 1 - alpha)
+
+
+def _measured(space: Space, x: Leaves, z: Leaves) -> tuple[Tensor, Tensor]:
+    x, z = _double(x), _double(z)
+    return space.any_norm(sub(z, x)), space.any_norm(z)
 
 
 def _double(leaves: Leaves) -> Leaves:

@@ -270,6 +270,7 @@ def _differentiable(
     x = value
     for _ in range(gradient.steps):
         here = Point(evaluate.space, x, evaluate(x))
+        here.mend(torch.isfinite(here.residual))  # what has failed stays
         x = here.smoothed(gradient.alpha)
     if not any(t.requires_grad for t in (*x, *start)):
         return value

@@ -244,7 +244,7 @@ class Space:
         """How far x is from z = P(x), [S], outside the autograd graph."""
         x, z = detach(x), detach(z)
         if self.distance is None:
-            return self.norm(self.lift(sub(z, x)))
+            return self.norm(sub(self.lift(z), self.lift(x)))
         r = self.distance(self.pack(x), self.pack(z))
         if not isinstance(r, Tensor) or r.numel() != self.size:
             shape = list(r.shape) if isinstance(r, Tensor) else type(r)
@@ -260,6 +260,14 @@ class Space:
         units of its own."""
         norm = self.norm(detach(z))
         return norm if self.distance is None else 0 * norm
+
+    def rounding(self, u: Leaves) -> Tensor:
+        """What one rounding of u to the dtypes of the state may do to |u|,
+        [S]."""
+        units = [torch.finfo(dtype).eps for dtype in self.dtypes]
+        if min(units) == max(units):
+            return units[0] * self.norm(self.lift(u))
+        return self.norm(tuple(e * t for e, t in zip(units, self.lift(u))))
 
     def dot(self, u: Leaves, v: Leaves) -> Tensor:
         """Inner product per segment, [S]."""

@@ -63,8 +63,7 @@ def _rounding_level(space: Space, x: Leaves, f: Leaves) -> Tensor:
     """What a difference of f may owe to rounding, [S]: P(x) is rounded on
     the scale of x + f. Below 10 rounding units of f itself, a step to where
     the secant sees the residual vanish would have no correct digit."""
-    eps = max(torch.finfo(dtype).eps for dtype in space.dtypes)
-    return eps * (space.norm(x) + 10 * space.norm(f))
+    return space.rounding(x) + 10 * space.rounding(f)
 
 
 class Carry(NamedTuple):
