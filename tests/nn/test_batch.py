@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric.data import Batch, Data
-from torch_geometric.nn import GraphConv
+from torch_geometric.nn import GraphConv, SimpleConv
 from torch_geometric.utils import erdos_renyi_graph
 
 from tests.nn.graphs import CONVS, features, gentle, make
@@ -240,3 +240,21 @@ def test_a_finished_graph_does_not_move():
     assert first < second
     for z in images[first:]:
         torch.testing.assert_close(z[:2], images[first][:2], **EXACT)
+
+
+@pytest.mark.parametrize("scale", [1e-13, 1e19])
+def test_a_scale_that_needs_more_care_costs_mates_no_iteration(scale):
+    """Squares that float32 does not hold are measured once more, which is
+    no step of anybody."""
+    torch.manual_seed(0)
+    pairs = torch.tensor([[0, 1, 2, 3, 4], [1, 2, 0, 4, 3]])
+    x = torch.randn(5, 3)
+    x[3:] *= scale
+    layer = PicardConv(SimpleConv(aggr="mean"), max_iter=24, rtol=1e-6)
+    batch = torch.tensor([0, 0, 0, 1, 1])
+    together, both = layer(x, pairs, batch=batch, return_solution=True)
+    alone, one = layer(x[:3], pairs[:, :3], return_solution=True)
+    assert both.status[0] == one.status[0] == Status.CONVERGED
+    assert both.iterations[0] == one.iterations[0]
+    assert torch.equal(together[:3], alone)
+    assert both.evaluations <= 24

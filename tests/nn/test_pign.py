@@ -269,3 +269,33 @@ def test_half_precision(conv, dtype):
     out.float().square().sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
     torch.testing.assert_close(out.float(), want, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("where", ["norm", "inner_norm"])
+@pytest.mark.parametrize("name", ["layer", "graph", "instance", "pair"])
+@pytest.mark.parametrize("gradient", [Unrolled(), Implicit(rtol=1e-10)])
+def test_norms_are_each_graphs_own(name, where, gradient):
+    """With batch=, the output and gradient of a graph are those it has
+    alone, whatever the scale of its mates."""
+    torch.manual_seed(0)
+    model = PIGN(
+        4, 6, 3, "sage", inject=0.3, max_iter=200, rtol=1e-11,
+        gradient=gradient, **{where: name},
+    ).double().eval()  # fmt: skip
+    with torch.no_grad():
+        for p in model.block.parameters():
+            p.mul_(0.2)
+    batch = torch.tensor([0] * 3 + [1] * 5)
+    edges = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7], [1, 2, 0, 4, 5, 6, 7, 3]])
+    x = torch.randn(8, 4, dtype=torch.float64)
+    x[3:] *= 20
+    found = []
+    for size in (8, 3):
+        own = edges[:, :size]
+        leaf = x[:size].clone().requires_grad_()
+        out = model(leaf, own, batch=batch[:size])
+        (grad,) = torch.autograd.grad(out[:3].sin().sum(), leaf)
+        found.append((out[:3], grad[:3]))
+        assert not grad[3:].any()
+    for together, alone in zip(*found):
+        torch.testing.assert_close(together, alone, rtol=1e-7, atol=1e-9)

@@ -315,6 +315,21 @@ def test_an_index_out_of_range_is_an_error(wrong):
 # -- reduced precision -------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", [*FUSED, *AGGREGATED])
+def test_under_autocast_the_backends_agree(name):
+    torch.manual_seed(0)
+    conv = {**FUSED, **AGGREGATED}[name]()
+    x, found = features(N, F).float(), []
+    for backend in ("native", "torch"):
+        layer = PicardConv(
+            conv, max_iter=4, rtol=0.0, atol=0.0, activation="tanh",
+            inject=True, backend=backend,
+        )  # fmt: skip
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found.append(layer(x, edges()))
+    torch.testing.assert_close(*found, rtol=0.05, atol=0.05)
+
+
 def test_under_autocast_messages_are_rounded_and_sums_are_not():
     torch.manual_seed(0)
     conv, index = GCNConv(F, F), edges()

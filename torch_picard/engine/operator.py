@@ -108,8 +108,11 @@ class Evaluator:
 
     @torch.no_grad()
     def _again(self, x: Leaves) -> Leaves:
-        """P(x), where a kernel has left nothing of it: an evaluation more."""
-        return self(x)
+        """P(x), where a kernel has left nothing of it. It is not counted:
+        what others in the batch are must not cost a segment its updates."""
+        z = self(x)
+        self.count -= 1
+        return z
 
     def steps(
         self, x: Leaves, alpha: float | Tensor | None, count: int

@@ -49,13 +49,11 @@ def unfit(module: Any, x: Any, error: BaseException) -> Iterator[str]:
             "x must be node features of shape [N, F], got shape "
             f"{list(x.shape)}; one feature a node is x.unsqueeze(-1)"
         )
-    convs = (m for m in module.modules() if isinstance(m, MessagePassing))
-    width = _inside(module) or next(filter(None, map(_width, convs)), None)
+    conv = isinstance(module, MessagePassing)
+    width = _inside(module) or (_width(module) if conv else None)
     if width is None:
         # of a linear map that met x itself, not something made of it
-        met = f"({x.size(0)}x{x.size(-1)} and "
-        maps = filter(None, map(_inside, module.modules()))
-        width = next((w for w in maps if f"{met}{w}x" in str(error)), None)
+        width = next((w for w in _widths(module) if _met(error, x, w)), None)
     if width is not None and x.size(-1) != width:
         yield (
             f"x must have {width} features a node, as {type(module).__name__} "
@@ -67,8 +65,25 @@ def unfit(module: Any, x: Any, error: BaseException) -> Iterator[str]:
     if all(p.device != x.device for p in weights):
         yield f"x must be on {weights[0].device}, {_AS_WEIGHTS} {x.device}"
     cast = torch.is_autocast_enabled(x.device.type) and x.is_floating_point()
-    if all(p.dtype != x.dtype for p in weights) and not cast:
+    other = all(p.dtype != x.dtype for p in weights) and not cast
+    if other and _is_of_types(error):
         yield f"x must be of {weights[0].dtype}, {_AS_WEIGHTS} {x.dtype}"
+
+
+def _widths(module: Any) -> Iterator[int]:
+    """What the linear maps and convs in it take."""
+    found = (_inside(m) or _width(m) for m in module.modules())
+    return (width for width in found if width)
+
+
+def _met(error: BaseException, t: Tensor, width: int | str = "") -> bool:
+    """Whether a product with t was refused, by a map of that width."""
+    return f"({len(t)}x{t.size(-1)} and {width}" in str(error)
+
+
+def _is_of_types(error: BaseException) -> bool:
+    """As the texts of torch have it: dtype, scalar type, Input type."""
+    return "type" in str(error)
 
 
 _AS_WEIGHTS = "as the weights are, got"
@@ -136,8 +151,10 @@ def _given(error, conv, x, edge_index, args, kwargs) -> Iterator[str]:
     call = inspect.signature(conv.forward).bind(x, edge_index, *args, **kwargs)
     if {"edge_index", "args"} & set(call.arguments):  # it may not be edges
         yield from _edges(edge_index, x)
-    yield from _extras(conv, x, edge_index, call.arguments)
-    yield from _features(error, conv, x, call)
+    yield from _extras(conv, edge_index, call.arguments)
+    call.apply_defaults()
+    for look in (_weights, _features):
+        yield from look(error, conv, x, edge_index, call.arguments)
 
 
 def _state(name: str, x: Tensor) -> Iterator[str]:
@@ -191,7 +208,7 @@ def _edges(edges: Any, x: Tensor) -> Iterator[str]:
     )
 
 
-def _extras(conv, x, edges, named: dict[str, Any]) -> Iterator[str]:
+def _extras(conv, edges, named: dict[str, Any]) -> Iterator[str]:
     """Arguments named after edges have an entry for each."""
     for name, value in list(named.items())[2:]:
         if name == "size" and isinstance(value, Tensor):
@@ -199,7 +216,7 @@ def _extras(conv, x, edges, named: dict[str, Any]) -> Iterator[str]:
                 f"{type(conv).__name__} takes no edge_weight: what follows "
                 "edge_index is size, two ints, got a Tensor"
             )
-        if not name.startswith("edge_") or value is None:
+        if name not in _OF_EDGES or value is None:
             continue
         if not isinstance(value, Tensor):
             kind = type(value).__name__
@@ -209,38 +226,56 @@ def _extras(conv, x, edges, named: dict[str, Any]) -> Iterator[str]:
                 f"{name} must have one entry an edge of edge_index, "
                 f"{edges.size(1)}, got shape {list(value.shape)}"
             )
-        elif name == "edge_weight" and value.dim() != 1:
-            yield (
-                f"{name} must be one number an edge, of shape [E], got shape "
-                f"{list(value.shape)}"
-            )
-        elif name == "edge_weight" and value.dtype != x.dtype:
-            yield f"{name} must be of {x.dtype}, as x is, got {value.dtype}"
 
 
-def _features(error, conv, x, call: inspect.BoundArguments) -> Iterator[str]:
-    """Of edges: as many as the conv takes, in the dtype of x."""
-    call.apply_defaults()
-    if "edge_attr" not in call.arguments:
+_OF_EDGES = ("edge_weight", "edge_attr", "edge_type", "edge_time")
+
+
+def _weights(error, conv, x, edges, named: dict[str, Any]) -> Iterator[str]:
+    value = named.get("edge_weight")
+    if value is None or x.dim() < 2 or _met(error, x):
         return
-    value, width = call.arguments["edge_attr"], getattr(conv, "edge_dim", None)
-    kind = type(conv).__name__
+    if value.dim() > 1 and value.size(-1) > 1 and "size of" in str(error):
+        yield (
+            "edge_weight must be one number an edge, of shape [E], got shape "
+            f"{list(value.shape)}"
+        )
+    yield from _type("edge_weight", value, error, conv, x)
+
+
+def _features(error, conv, x, edges, named: dict[str, Any]) -> Iterator[str]:
+    """Of edges: as many as the conv takes."""
+    width, kind = getattr(conv, "edge_dim", None), type(conv).__name__
+    if "edge_attr" not in named:
+        return
+    value = named["edge_attr"]
     if value is None:
-        if width is not None and isinstance(error, AssertionError):
+        silent = isinstance(error, AssertionError) and not str(error)
+        if width is not None and silent:
             yield f"edge_attr must be given, as {kind} has edge_dim={width}"
         return
-    given = value.size(-1) if value.dim() > 1 else 1
-    if width is None:  # the linear map that met it says so
-        met = f"({len(value)}x{given} and "
-        maps = (_inside(m) or _width(m) for m in conv.modules())
-        width = next((w for w in maps if f"{met}{w}x" in str(error)), given)
-    if given != width:
-        yield (
-            f"edge_attr must have {width} features an edge, as {kind} takes, "
-            f"got shape {list(value.shape)}"
-        )
-    if value.is_floating_point() and value.dtype != x.dtype:
-        yield f"edge_attr must be of {x.dtype}, as x is, got {value.dtype}"
+    if value.is_floating_point() and value.dim() > 1 and not _met(error, x):
+        widths = [width] if width is not None else _widths(conv)
+        given = value.size(-1)
+        # a conv may have added loops, so not by the number of edges
+        refused = (w for w in widths if f"x{given} and {w}x" in str(error))
+        found = next(refused, given)
+        if found != given:
+            yield (
+                f"edge_attr must have {found} features an edge, as {kind} "
+                f"takes, got shape {list(value.shape)}"
+            )
+    yield from _type("edge_attr", value, error, conv, x)
+
+
+def _type(name, value, error, conv, x) -> Iterator[str]:
+    """If x is of the dtype of the weights, and this is not."""
+    own = {p.dtype for p in conv.parameters() if p.is_floating_point()}
+    fits = x.dtype in own or not own
+    whole = name == "edge_weight" and not value.is_floating_point()
+    other = value.is_floating_point() and value.dtype != x.dtype
+    if fits and (whole or (other and _is_of_types(error))):
+        yield f"{name} must be of {x.dtype}, as x is, got {value.dtype}"
 
 
 def _batch(name: str, batch: Tensor, x: Tensor) -> Iterator[str]:

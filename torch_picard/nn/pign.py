@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from ..engine.gradients import Gradient
 from ..engine.methods import Method
 from ..engine.methods.base import as_float, check_count
 from .feature_linear import FeatureLinear
-from .inputs import resolved, unfit
+from .inputs import check_batch, resolved, unfit
 from .picard_conv import PicardConv, check_not_traced
 from .sharded import Sharded
 from .smoothing_linear import SmoothingLinear
@@ -103,7 +104,9 @@ class PIGN(Module):
             module. One that removes the column means also centres raw
             features. (default: :obj:`None`)
         inner_norm (str or callable, optional): Normalisation inside the
-            operator. (default: :obj:`None`)
+            operator. Where :obj:`batch` is given, that of both is each
+            graph's own, if they can do it (layer, graph, instance and pair
+            norms can, batch norm does not). (default: :obj:`None`)
         method, gradient, on_failure, backend: See :class:`PicardConv`.
 
     Shapes:
@@ -217,11 +220,13 @@ class PIGN(Module):
         """
         check_not_traced(self, x)
         compared: AbstractContextManager[None] = nullcontext()
-        x = self.encode(x)
+        x = self.encode(x, batch)
         if isinstance(edge_index, Sharded):
             for name in ("norm", "encoder_activation"):
                 edge_index.check_rows(name, getattr(self, name), x)
             compared = edge_index.comparing(self)
+        elif batch is not None and _takes_batch(self.inner_norm):
+            kwargs["norm_batch"] = batch
         with compared:
             x, solution = self.block(
                 x, edge_index, *args, batch=batch, return_solution=True,
@@ -231,12 +236,17 @@ class PIGN(Module):
         x = self.decoder(x)
         return (x, solution) if return_solution else x
 
-    def encode(self, x: Tensor) -> Tensor:
+    @property
+    def inner_norm(self) -> Module | None:
+        """The normalisation inside the operator."""
+        conv = self.block.conv
+        return conv.norm if isinstance(conv, _Operator) else None
+
+    def encode(self, x: Tensor, batch: Tensor | None = None) -> Tensor:
         r"""The start and injected input :math:`\mathbf{x}_0`, of shape
         :math:`(N, F_{hidden})`."""
         x = _applied(self.encoder, x)
-        if self.norm is not None:
-            x = self.norm(x)
+        x = _normalised(self.norm, x, batch)
         if self.encoder_activation is not None:
             x = self.encoder_activation(x)
         return F.dropout(x, self.dropout, self.training)
@@ -263,13 +273,36 @@ class _Operator(Module):
         reset(self.conv)
         reset(self.norm)
 
-    def forward(self, x: Tensor, edge_index: Adj, *args, **kwargs) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: Adj,
+        *args,
+        norm_batch: Tensor | None = None,
+        **kwargs,
+    ) -> Tensor:
         x = F.dropout(x, self.dropout, self.training)
         x = self.conv(x, edge_index, *args, **kwargs)
-        return x if self.norm is None else self.norm(x)
+        return _normalised(self.norm, x, norm_batch)
 
     def __repr__(self) -> str:
         return f"{self.conv}, dropout={self.dropout}, norm={self.norm}"
+
+
+def _takes_batch(norm: Module | None) -> bool:
+    """Whether it can take statistics graph by graph."""
+    return norm is not None and "batch" in signature(norm.forward).parameters
+
+
+def _normalised(
+    norm: Module | None, x: Tensor, batch: Tensor | None
+) -> Tensor:
+    if norm is None:
+        return x
+    if batch is not None and _takes_batch(norm):
+        check_batch("batch", batch, x)
+        return norm(x, batch=batch)
+    return norm(x)
 
 
 def _applied(encoder: Module, x: Tensor) -> Tensor:

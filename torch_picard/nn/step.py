@@ -107,7 +107,7 @@ class Step:
         form = self.form
         h = x
         if form.pre is not None:
-            h = form.pre(x)
+            h = form.pre(x).to(x.dtype)  # autocast may have lowered it
             check_shape(self.conv, x, h)
         inject = self.f
         if form.root is not None:
