@@ -658,3 +658,20 @@ def test_what_conv_does_not_take_is_left():
         want = block(data.x, data.edge_index)
     got = picard_inference(block, data, progress=False)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["layer", "graph", "pair"])
+def test_the_encoders_norm_is_each_graphs_own(name):
+    torch.manual_seed(0)
+    x = torch.randn(8, 4)
+    x[3:] *= 20
+    edges = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7], [1, 2, 0, 4, 5, 6, 7, 3]])
+    batch = torch.tensor([0] * 3 + [1] * 5)
+    model = PIGN(4, 6, 3, "sage", rtol=1e-4, max_iter=300, norm=name).eval()
+    with torch.no_grad():
+        want = model(x, edges, batch=batch)
+        apart = model(x, edges)
+    data = Data(x=x, edge_index=edges, batch=batch)
+    found = picard_inference(model, data, progress=False)
+    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(want, apart, rtol=1e-3)

@@ -29,11 +29,11 @@ BLOW_UP = 1e8
 STILL_RISING = 1e3
 #: Evaluations over which an unchanging (or periodic) residual is a stall.
 STALL_WINDOW = 12
-#: Evaluations between two searches for a stall.
-CHECK = 5
 #: The same for a residual that jitters without getting anywhere: at least,
 #: and at most if that is a quarter of all evaluations.
 JITTER_WINDOW, LONG_JITTER = 50, 200
+#: Evaluations between two searches for a stall.
+CHECK = 5
 
 
 class _Rows:

@@ -220,7 +220,8 @@ class _Run:
         )  # fmt: skip
 
     def _encode(self, i: int, span: slice) -> None:
-        x = _encoded(self.model, self.data.x[span])
+        batch = None if self.batch is None else self.batch[span]
+        x = _encoded(self.model, self.data.x[span], batch)
         self.states[0][span] = x
         if self.start is not None:
             self.start[span] = self.block._injected(x)
@@ -342,8 +343,10 @@ def _footprint(model, block, data, state, budget: int) -> Footprint:
     return footprint(took, budget)
 
 
-def _encoded(model: nn.Module, x: Tensor) -> Tensor:
-    return model.encode(x) if isinstance(model, PIGN) else x
+def _encoded(
+    model: nn.Module, x: Tensor, batch: Tensor | None = None
+) -> Tensor:
+    return model.encode(x, batch) if isinstance(model, PIGN) else x
 
 
 def _decoded(model: nn.Module, x: Tensor) -> Tensor:

@@ -153,8 +153,8 @@ def _given(error, conv, x, edge_index, args, kwargs) -> Iterator[str]:
         yield from _edges(edge_index, x)
     yield from _extras(conv, edge_index, call.arguments)
     call.apply_defaults()
-    for look in (_weights, _features):
-        yield from look(error, conv, x, edge_index, call.arguments)
+    yield from _weights(error, conv, x, call.arguments)
+    yield from _features(error, conv, x, call.arguments)
 
 
 def _state(name: str, x: Tensor) -> Iterator[str]:
@@ -231,7 +231,7 @@ def _extras(conv, edges, named: dict[str, Any]) -> Iterator[str]:
 _OF_EDGES = ("edge_weight", "edge_attr", "edge_type", "edge_time")
 
 
-def _weights(error, conv, x, edges, named: dict[str, Any]) -> Iterator[str]:
+def _weights(error, conv, x, named: dict[str, Any]) -> Iterator[str]:
     value = named.get("edge_weight")
     if value is None or x.dim() < 2 or _met(error, x):
         return
@@ -243,7 +243,7 @@ def _weights(error, conv, x, edges, named: dict[str, Any]) -> Iterator[str]:
     yield from _type("edge_weight", value, error, conv, x)
 
 
-def _features(error, conv, x, edges, named: dict[str, Any]) -> Iterator[str]:
+def _features(error, conv, x, named: dict[str, Any]) -> Iterator[str]:
     """Of edges: as many as the conv takes."""
     width, kind = getattr(conv, "edge_dim", None), type(conv).__name__
     if "edge_attr" not in named:

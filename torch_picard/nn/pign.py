@@ -244,7 +244,8 @@ class PIGN(Module):
 
     def encode(self, x: Tensor, batch: Tensor | None = None) -> Tensor:
         r"""The start and injected input :math:`\mathbf{x}_0`, of shape
-        :math:`(N, F_{hidden})`."""
+        :math:`(N, F_{hidden})`; of graphs that :obj:`batch` tells apart, if
+        it is given and the norm can do that."""
         x = _applied(self.encoder, x)
         x = _normalised(self.norm, x, batch)
         if self.encoder_activation is not None:
